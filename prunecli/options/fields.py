@@ -1,0 +1,31 @@
+"""How an option field is declared and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from prunecli.errors import UsageError, nearest
+
+
+def option(default: Any, help: str, *, flag: str | None = None, metavar: str | None = None) -> Any:
+    """A dataclass field that becomes `--name`. `flag` replaces or adds spellings ("-o/--output"); a tuple repeats."""
+    return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar})
+
+
+def argument(help: str, *, metavar: str | None = None, many: bool = False) -> Any:
+    """A dataclass field that becomes a positional argument (`many`: one or more, as a tuple)."""
+    return dataclasses.field(metadata={"help": help, "argument": True, "metavar": metavar, "many": many})
+
+
+def check(holds: bool, flag: str, value: object, expected: str) -> None:
+    """Raise `UsageError` naming `flag` and its value unless `holds`."""
+    if not holds:
+        raise UsageError(f"{flag} {value}: out of range", f"give {expected}")
+
+
+def choice(value: str | None, flag: str, choices: Iterable[str]) -> None:
+    """Raise `UsageError` with the nearest valid choices unless `value` is one of them (or None)."""
+    if value is not None and value not in (listed := list(choices)):
+        raise UsageError(f"{flag}: unknown value {value!r}", nearest(value, listed))

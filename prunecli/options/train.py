@@ -1,0 +1,57 @@
+"""Options of `train` and `finetune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunecli.errors import UsageError
+from prunecli.options.fields import argument, check, option
+from prunecli.options.shared import Recipe
+from prunecli.options.values import parse_numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Recipe):
+    """What `train` and `finetune` share: where the result and the snapshots of a run go."""
+
+    output: str = option("", "Checkpoint to write, OUT.safetensors with its sidecar OUT.json.", flag="-o/--output")
+    keep: str = option("", "Epochs whose snapshots OUT.epochN.safetensors are written too (0: before training).", metavar="N,N")
+    resume: bool = option(False, "Continue the interrupted run in OUT.partial.safetensors, if there is one.")
+    save_every: int | None = option(None, "Steps between two saves of OUT.partial (default: an epoch).", metavar="STEPS")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.output.endswith(".safetensors"):
+            raise UsageError(
+                f"--output {self.output!r}: not the name of a checkpoint", "give a name that ends in .safetensors: -o base.safetensors"
+            )
+        check(self.save_every is None or self.save_every >= 1, "--save-every", self.save_every, "1 or more")
+        check(all(e == int(e) for e in parse_numbers(self.keep, "--keep")), "--keep", self.keep, "whole epochs: 0,10")
+
+    @property
+    def kept_epochs(self) -> list[int]:
+        """The epochs of `--keep`."""
+        return [int(e) for e in parse_numbers(self.keep, "--keep")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions):
+    """Train a network from new or given weights."""
+
+    arch: str = option("", "Network: a built-in name, torchvision:NAME, or package.module:function.", metavar="ARCH")
+    arch_arg: tuple[str, ...] = option((), "Argument of the network. Repeatable.", metavar="KEY=VALUE")
+    init: str | None = option(None, "Start from these weights (.safetensors, .pt, .pth; weights only).", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, value, example in (("--arch", self.arch, "lenet5"), ("--data", self.data, "digits")):
+            if not value:
+                raise UsageError(f"{flag} is missing", f"say what to train: {flag} {example}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(RunOptions):
+    """Continue a checkpoint: an unfinished schedule from its position, a finished one at its last rate."""
+
+    checkpoint: str = argument("Checkpoint to continue.")
+    fresh: bool = option(False, "Start with a fresh optimizer, without the checkpoint's momentum.")
