@@ -1,0 +1,5 @@
+"""`python -m prunecli`."""
+
+from prunecli.cli import main
+
+main()

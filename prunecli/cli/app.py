@@ -1,0 +1,115 @@
+"""The typer app: one command a row of `COMMANDS`, its parameters made from the command's option dataclass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from importlib import import_module
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from prunecli.cli.config import read_config
+from prunecli.cli.output import emit
+from prunecli.options.export import ExportOptions
+from prunecli.options.prune import PruneOptions
+from prunecli.options.report import ReportOptions
+from prunecli.options.rewind import RewindOptions
+from prunecli.options.scratch import ScratchOptions
+from prunecli.options.train import FinetuneOptions, TrainOptions
+
+COMMANDS: dict[str, tuple[type[Any], str]] = {
+    "train": (TrainOptions, "prunecli train --arch lenet5 --data digits --epochs 15 --keep 0,2 -o base.safetensors"),
+    "prune": (PruneOptions, "prunecli prune base.safetensors --method l1 --sparsity 0.5 -o cut.safetensors"),
+    "finetune": (FinetuneOptions, "prunecli finetune cut.safetensors --epochs 5 -o small.safetensors"),
+    "rewind": (RewindOptions, "prunecli rewind cut.safetensors --to base.epoch2.safetensors -o ticket.safetensors"),
+    "scratch": (ScratchOptions, "prunecli scratch cut.safetensors --budget B -o scratch.safetensors"),
+    "export": (ExportOptions, "prunecli export small.safetensors -o small.onnx"),
+    "report": (ReportOptions, "prunecli report base.safetensors small.safetensors --html report.html"),
+}
+
+app = typer.Typer(
+    name="prunecli",
+    help="Prune neural networks by operating on checkpoint files.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from prunecli import __version__
+
+        typer.echo(f"prunecli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
+    """One typer parameter. Options default to None, which means not given: config file and dataclass come next."""
+    meta = field.metadata
+    if kind == tuple[str, ...]:
+        kind = list[str]
+    if meta.get("argument"):
+        marker = typer.Argument(help=meta["help"], metavar=meta["metavar"] or field.name.upper())
+        annotation, default = Annotated[kind, marker], inspect.Parameter.empty
+    else:
+        flags = (meta["flag"] or "--" + field.name.replace("_", "-")).split("/")
+        if kind == bool and field.default is False:
+            flags = ["--" + field.name.replace("_", "-")] if not meta["flag"] else flags
+        elif kind in (bool, bool | None):
+            flags = [flags[0] + "/--no-" + flags[0].removeprefix("--")]
+        shown = field.default not in (None, MISSING, False, (), "")
+        marker = typer.Option(
+            *flags, help=meta["help"], metavar=meta["metavar"], show_default=str(field.default) if shown else False
+        )
+        annotation, default = Annotated[kind | None, marker], None
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _shared(name: str, kind: Any, flags: str, help: str) -> inspect.Parameter:
+    annotation = Annotated[kind, typer.Option(*flags.split("/"), help=help)]
+    default = False if kind is bool else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _command(name: str, options: type[Any]) -> Callable[..., None]:
+    """The function behind a command: options from flags, then the config file, then defaults; run; print the result."""
+    hints = get_type_hints(options)
+    described = [_parameter(field, hints[field.name]) for field in fields(options)]
+    described.sort(key=lambda p: p.default is not inspect.Parameter.empty)
+    described += [
+        _shared("as_json", bool, "--json", "Print the result as one JSON document."),
+        _shared("quiet", bool, "-q/--quiet", "No progress on stderr."),
+        _shared("debug", bool, "--debug", "Show the traceback of an error."),
+        _shared("config", str | None, "--config", "Read options from this TOML file; flags win."),
+    ]
+
+    def command(as_json: bool, quiet: bool, debug: bool, config: str | None, **given: Any) -> None:
+        values = read_config(config, name, {n: {f.name for f in fields(o)} for n, (o, _) in COMMANDS.items()})
+        values |= {key: value for key, value in given.items() if value is not None and value != []}
+        built = options(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        from prunecli.progress import Stderr, silent
+
+        say = silent if quiet else Stderr()
+        emit(import_module(f"prunecli.commands.{name}").run(built, say), as_json, say)
+
+    command.__name__ = name
+    command.__signature__ = inspect.Signature(described)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in described}
+    return command
+
+
+for _name, (_options, _example) in COMMANDS.items():
+    _help = inspect.cleandoc(_options.__doc__ or "")
+    app.command(_name, help=_help, epilog=f"Example: {_example}")(_command(_name, _options))

@@ -1,0 +1,56 @@
+"""What a run tells the person who waits for it: lines on stderr, and a status line that rewrites itself on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+
+class Say(Protocol):
+    """Receives progress. `say(text)` is a line that stays; `say.status(text)` is replaced by whatever comes next."""
+
+    def __call__(self, text: str) -> None: ...
+
+    def status(self, text: str) -> None: ...
+
+
+class Silent:
+    """Says nothing: the default of the Python API, and `--quiet`."""
+
+    def __call__(self, text: str) -> None:
+        pass
+
+    def status(self, text: str) -> None:
+        pass
+
+
+silent = Silent()
+
+
+class Stderr:
+    """Lines on stderr; a status line, at most ten times a second, only when stderr is a terminal."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.shown = 0.0
+        self.dirty = False
+
+    def __call__(self, text: str) -> None:
+        self.clear()
+        print(text, file=self.stream, flush=True)
+
+    def status(self, text: str) -> None:
+        now = time.monotonic()
+        if self.live and now - self.shown >= 0.1:
+            self.shown, self.dirty = now, True
+            self.stream.write("\r\x1b[2K" + text[:119])
+            self.stream.flush()
+
+    def clear(self) -> None:
+        """Remove the status line, before anything else is printed."""
+        if self.dirty:
+            self.stream.write("\r\x1b[2K")
+            self.stream.flush()
+            self.dirty = False
