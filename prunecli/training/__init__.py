@@ -1,0 +1,10 @@
+"""Training: one loop, schedules and optimizers as plain data, scores."""
+
+from prunecli.training.evaluate import evaluate
+from prunecli.training.fit import Hook, fit
+from prunecli.training.recipe import begin, describe, recall
+from prunecli.training.run import Run
+from prunecli.training.saving import Saving
+from prunecli.training.source import open_data
+
+__all__ = ["Hook", "Run", "Saving", "begin", "describe", "evaluate", "fit", "open_data", "recall"]

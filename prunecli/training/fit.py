@@ -1,0 +1,135 @@
+"""The one training loop: continues a checkpoint to the end of its schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from prunecli.checkpoint import Checkpoint
+from prunecli.data import Dataset, Order
+from prunecli.errors import Interrupted, PruneError
+from prunecli.options import Execution
+from prunecli.progress import Say, silent
+from prunecli.sidecar import EpochLog, Score
+from prunecli.training.evaluate import autocast, evaluate
+from prunecli.training.interrupt import Signals
+from prunecli.training.run import Run, start
+from prunecli.training.saving import Saving
+from prunecli.training.schedule import factor
+
+
+class Hook(Protocol):
+    """What a method adds to the loop. State that must survive a kill goes to `run.training.method`."""
+
+    def after_backward(self, run: Run) -> None:
+        """Gradients are there: add penalties to them."""
+
+    def after_step(self, run: Run) -> None:
+        """The optimizer has moved the weights."""
+
+    def after_epoch(self, run: Run) -> None:
+        """An epoch is over and not yet scored: shapes and masks may change."""
+
+
+def fit(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    execution: Execution,
+    *,
+    saving: Saving | None = None,
+    hooks: Sequence[Hook] = (),
+    say: Say = silent,
+) -> Checkpoint:
+    """Train `checkpoint` from its position to the end of its schedule and return the result (the caller writes it).
+
+    With `saving`, the unfinished run is written as it goes, so that a killed process loses little, and snapshots are
+    written at the epochs that it names. Raises `Interrupted` after Ctrl-C or SIGTERM, once the run is saved, and
+    `PruneError` when the loss turns non-finite, with nothing of that state written.
+    """
+    run = start(checkpoint, data, execution)
+    training = run.training
+    if run.masks:
+        run.enforce_masks()
+    if saving and (training.epoch, training.step) == (0, 0):
+        saving.snapshot(run)
+    with Signals() as signals:
+        while training.epoch < training.epochs:
+            for progress in _epoch(run, hooks):
+                say.status(progress)
+                if signals.received:
+                    raise _interrupted(run, saving, signals.received)
+                if saving:
+                    saving.tick(run)
+            say(_score(run, hooks))
+            if saving:
+                saving.snapshot(run)
+                saving.tick(run, epoch_over=True)
+    return run.checkpoint()
+
+
+def _epoch(run: Run, hooks: Sequence[Hook]) -> Iterator[str]:
+    """Train what is left of the current epoch; after each step the position has moved on and a status is yielded."""
+    training = run.training
+    steps = run.data.train.steps(training.batch_size)
+    loss_sum, seen = training.totals or (0.0, 0.0)
+    order = Order(training.seed, training.epoch, training.augment)
+    batches = run.data.train.batches(training.batch_size, order=order, start=training.step, device=str(run.device))
+    for x, y in batches:
+        rate = training.lr * factor(training.schedule, training.epochs, training.epoch + training.step / steps)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        run.optimizer.zero_grad()
+        with autocast(training.precision, str(run.device)):
+            loss = run.task.loss(run.network(x), y)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise PruneError(
+                f"loss is {value} at step {training.step + 1} of epoch {training.epoch + 1}, learning rate {rate:g}",
+                "lower --lr or add --warmup; the last saved state is kept",
+            )
+        loss.backward()
+        for hook in hooks:
+            hook.after_backward(run)
+        run.optimizer.step()
+        if run.masks:
+            run.enforce_masks()
+        for hook in hooks:
+            hook.after_step(run)
+        loss_sum, seen = loss_sum + value * len(y), seen + len(y)
+        training.step, training.totals = training.step + 1, [loss_sum, seen]
+        yield f"epoch {training.epoch + 1}/{training.epochs}  step {training.step}/{steps}  loss {loss_sum / seen:.4f}"
+
+
+def _score(run: Run, hooks: Sequence[Hook]) -> str:
+    """Close the epoch: hooks, scores, learning curve; the position moves to the next epoch. Returns a line about it."""
+    training, metrics = run.training, run.metrics
+    for hook in hooks:
+        hook.after_epoch(run)
+    split = run.data.val or run.data.test
+    scores = evaluate(
+        run.network, split, device=str(run.device), precision=training.precision, task=run.source.sidecar.task
+    )
+    loss_sum, seen = training.totals or (0.0, 1.0)
+    rate = run.optimizer.param_groups[0]["lr"]
+    metrics.split = "val" if run.data.val else "test"
+    metrics.curve.append(
+        EpochLog(epoch=training.epoch + 1, lr=rate, train={"loss": loss_sum / max(seen, 1.0)}, test=scores)
+    )
+    metrics.last = Score(epoch=training.epoch + 1, values=scores)
+    if metrics.best is None or run.task.better(scores, metrics.best.values):
+        metrics.best = metrics.last
+    training.epoch, training.step, training.totals = training.epoch + 1, 0, []
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    return (
+        f"epoch {training.epoch}/{training.epochs}  lr {rate:.3g}  train loss {loss_sum / max(seen, 1.0):.4f}  "
+        f"{metrics.split} {shown}"
+    )
+
+
+def _interrupted(run: Run, saving: Saving | None, number: int) -> Interrupted:
+    where = f"epoch {run.training.epoch + 1}, step {run.training.step}"
+    if saving is None:
+        return Interrupted(f"interrupted at {where}", "nothing was written; run the command again", number)
+    saving.save(run)
+    return Interrupted(f"interrupted at {where}", f"{saving.partial} is saved; add --resume to go on", number)

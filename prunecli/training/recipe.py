@@ -1,0 +1,97 @@
+"""What a run does, resolved: options over the base checkpoint's values over defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from prunecli.options import Recipe
+from prunecli.options.values import parse_numbers
+from prunecli.sidecar import Optimizer, ParamGroup, Schedule, Sidecar, Training
+from prunecli.training.schedule import factor
+
+NAMES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.05, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4},
+    "Adam": {"lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 0.0},
+    "AdamW": {"lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 1e-2},
+}
+EPOCHS, BATCH_SIZE = 10, 64
+
+
+def begin(options: Recipe, names: list[str], base: Sidecar | None = None) -> tuple[Training, Optimizer]:
+    """A run at its beginning, over parameters `names`, with a fresh optimizer.
+
+    Without `base`: the defaults above and a cosine schedule. With `base`, a checkpoint to fine-tune: its batch size,
+    seed, precision and optimizer settings, at the constant rate with which its last epoch began (and at least 1 % of
+    its base rate, since a cosine ends at nothing).
+    """
+    before = base.training if base else None
+    old = base.optimizer if base else None
+    name = NAMES[options.optimizer] if options.optimizer else old.name if old else "SGD"
+    settings = dict(DEFAULTS[name])
+    if old and old.name == name:
+        settings |= {key: value for key, value in old.groups[0].options.items() if key in settings}
+    if before:
+        settings["lr"] = last_rate(before)
+    given = {"lr": options.lr, "weight_decay": options.weight_decay}
+    if name == "SGD":
+        given |= {"momentum": options.momentum, "nesterov": options.nesterov}
+    elif options.betas:
+        given["betas"] = parse_numbers(options.betas, "--betas")  # type: ignore[assignment]
+    settings |= {key: value for key, value in given.items() if value is not None}
+    lr = float(settings["lr"])
+    training = Training(
+        epochs=EPOCHS if options.epochs is None else options.epochs,
+        batch_size=options.batch_size or (before.batch_size if before else BATCH_SIZE),
+        seed=_first(options.seed, before.seed if before else None, 0),
+        lr=lr,
+        schedule=schedule(options, "constant" if base else "cosine", lr),
+        augment=_first(options.augment, before.augment if before else None, False),
+        precision=options.precision or (before.precision if before else "fp32"),  # type: ignore[arg-type]
+    )
+    return training, Optimizer(name=name, groups=[ParamGroup(params=names, options=settings)])  # type: ignore[arg-type]
+
+
+def schedule(options: Recipe, kind: str, lr: float) -> Schedule:
+    """The schedule that the options describe, `kind` when they name none."""
+    default = Schedule()
+    return Schedule(
+        kind=options.schedule or kind,  # type: ignore[arg-type]
+        milestones=parse_numbers(options.milestones, "--milestones") if options.milestones else [],
+        step_size=options.step_size,
+        gamma=_first(options.gamma, default.gamma),
+        period=options.period,
+        min_factor=min((options.min_lr or 0.0) / lr, 1.0),
+        warmup=options.warmup or 0.0,
+    )
+
+
+def last_rate(training: Training) -> float:
+    """The rate with which the last epoch of a run began, at least 1 % of its base rate."""
+    return training.lr * max(factor(training.schedule, training.epochs, max(training.epochs - 1, 0)), 0.01)
+
+
+def describe(training: Training, optimizer: Optimizer) -> dict[str, Any]:
+    """A run as the history records it: what it takes to do it again. `recall` reads it back."""
+    plain: dict[str, Any] = msgspec.to_builtins(training)
+    for key in ("epoch", "step", "totals", "rng", "method"):
+        plain.pop(key)
+    return {"training": plain, "optimizer": {"name": optimizer.name, **optimizer.groups[0].options}}
+
+
+def recall(options: dict[str, Any], names: list[str]) -> tuple[Training, Optimizer]:
+    """The run that a history entry's options record, at its beginning, over parameters `names`.
+
+    Raises `msgspec.ValidationError` or `KeyError` when the entry records none.
+    """
+    training = msgspec.convert(options["training"], Training)
+    settings = dict(options["optimizer"])
+    return training, msgspec.convert(
+        {"name": settings.pop("name"), "groups": [{"params": names, "options": settings}]}, Optimizer
+    )
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)

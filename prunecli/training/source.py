@@ -1,0 +1,28 @@
+"""The data that a command trains and scores on: the source named by `--data`, or the one that the checkpoint records."""
+
+from __future__ import annotations
+
+from prunecli import data
+from prunecli.data import Dataset
+from prunecli.errors import UsageError
+from prunecli.options import Recipe, parse_pairs
+from prunecli.sidecar import Data
+
+
+def open_data(recorded: Data | None, options: Recipe, image_size: tuple[int, int, int] | None) -> Dataset:
+    """Open the source that the options name, else the recorded one, with images of `image_size` (channels, rows, columns).
+
+    Raises `UsageError` when there is neither.
+    """
+    seed = options.seed or 0
+    if options.data:
+        name, directory = data.parse(options.data)
+        arguments = parse_pairs(options.data_arg, "--data-arg")
+    elif recorded:
+        name, directory = recorded.name, recorded.dir
+        arguments = recorded.args | parse_pairs(options.data_arg, "--data-arg")
+    else:
+        raise UsageError("no data: the checkpoint records none", "name a source: --data digits, --data mnist:DIR")
+    return data.open(
+        name, directory, arguments, image_size=image_size, val=options.val or 0.0, seed=seed, trust=options.trust
+    )
