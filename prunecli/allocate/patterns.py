@@ -1,0 +1,85 @@
+"""Which layers the user means: shell patterns on layer names, and tables of shares by pattern. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Collection, Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from prunecli.errors import TargetError, UsageError, nearest
+
+
+def split(text: str) -> list[str]:
+    """`layer1.*,fc` as a list of patterns."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def matching(patterns: Iterable[str], layers: Iterable[str]) -> list[str]:
+    """The layers that some pattern names, in the layers' order."""
+    patterns = list(patterns)
+    return [layer for layer in layers if any(fnmatchcase(layer, p) for p in patterns)]
+
+
+def require_matches(patterns: Iterable[str], layers: Collection[str], flag: str) -> None:
+    """Raise `TargetError` with the nearest layer names if a pattern names no layer."""
+    for pattern in patterns:
+        if not matching([pattern], layers):
+            shown = nearest(pattern.replace("*", ""), layers) if len(layers) > 8 else f"layers are {', '.join(layers)}"
+            raise TargetError(f"{flag} {pattern}: no layer of this network has such a name", shown)
+
+
+def parse_ratios(text: str) -> dict[str, float]:
+    """A table of shares to remove by pattern: `layer1.*=0.6,layer2.*=0.3`, or a .toml or .json file of one.
+
+    Raises `UsageError` for what is no table of numbers, `TargetError` for shares outside [0, 1).
+    """
+    if text.endswith((".toml", ".json")):
+        table = _read(Path(text))
+    else:
+        table = {}
+        for entry in split(text):
+            pattern, equals, share = entry.rpartition("=")
+            if not equals or not pattern:
+                raise UsageError(f"--ratios {entry!r}: not pattern=share", "write --ratios 'layer1.*=0.6,layer2.*=0.3'")
+            table[pattern.strip()] = share
+    ratios = {}
+    for pattern, share in table.items():
+        try:
+            ratios[pattern] = float(share)
+        except (TypeError, ValueError):
+            raise UsageError(f"--ratios {pattern}: {share!r} is not a number", "give the share to remove, such as 0.5") from None
+        check_share(ratios[pattern], f"--ratios {pattern}=")
+    if not ratios:
+        raise UsageError(f"--ratios {text!r}: an empty table", "write --ratios 'layer1.*=0.6,layer2.*=0.3'")
+    return ratios
+
+
+def check_share(share: float, flag: str) -> None:
+    """Raise `TargetError` unless 0 <= share < 1."""
+    if not 0 <= share < 1:
+        raise TargetError(f"{flag}{share:g}: a layer cannot lose this share", "give a share from 0 to below 1, such as 0.5")
+
+
+def share_of(producers: Sequence[str], ratios: dict[str, float]) -> float | None:
+    """The share that the table gives to a group, None where it does not give all `producers` the same one.
+
+    The first pattern that names a layer decides.
+    """
+    shares = {next((s for p, s in ratios.items() if fnmatchcase(layer, p)), None) for layer in producers}
+    return shares.pop() if len(shares) == 1 else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        raw = file.read_text(encoding="utf-8")
+        table = tomllib.loads(raw) if file.suffix == ".toml" else json.loads(raw)
+    except OSError as error:
+        raise UsageError(f"--ratios {file}: {error.strerror}", "name a file that exists") from None
+    except ValueError as error:
+        raise UsageError(f"--ratios {file}: {error}", 'write a table such as "layer1.*" = 0.6') from None
+    if not isinstance(table, dict):
+        raise UsageError(f"--ratios {file}: not a table", 'write a table such as "layer1.*" = 0.6')
+    return table
