@@ -8,9 +8,11 @@ weights (shapes, index ranges) are in `prunecli.checkpoint`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
+import msgspec.structs
 from msgspec import Meta, Struct, field
 
 FORMAT = 1
@@ -75,6 +77,7 @@ class Data(Strict, kw_only=True):
     std: list[Annotated[float, Meta(gt=0)]]
     train_size: Count
     test_size: Count
+    val: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share of the training split held out, by a fixed seed
 
 
 class IndexSet(Strict, kw_only=True):
@@ -233,7 +236,33 @@ class Sidecar(Strict, kw_only=True):
     history: list[Step] = field(default_factory=list)
 
 
-def decode(raw: bytes) -> Sidecar:
+def arrays(sidecar: Sidecar) -> Iterator[tuple[str, Array]]:
+    """Every tensor inside a sidecar with its path there, which is its name in `X.state.safetensors`."""
+    if sidecar.optimizer:
+        for parameter, state in sidecar.optimizer.state.items():
+            for key, array in state.items():
+                yield f"optimizer/{parameter}/{key}", array
+    if sidecar.training:
+        for key, array in sidecar.training.rng.items():
+            yield f"rng/{key}", array
+
+
+def with_arrays(sidecar: Sidecar, replace: Callable[[str, Array], Array]) -> Sidecar:
+    """A copy of a sidecar in which each array is `replace(path, array)`; everything else is shared with the original."""
+    optimizer, training = sidecar.optimizer, sidecar.training
+    if optimizer:
+        state = {
+            parameter: {key: replace(f"optimizer/{parameter}/{key}", array) for key, array in state.items()}
+            for parameter, state in optimizer.state.items()
+        }
+        optimizer = msgspec.structs.replace(optimizer, state=state)
+    if training:
+        rng = {key: replace(f"rng/{key}", array) for key, array in training.rng.items()}
+        training = msgspec.structs.replace(training, rng=rng)
+    return msgspec.structs.replace(sidecar, optimizer=optimizer, training=training)
+
+
+def decode(raw: bytes | memoryview) -> Sidecar:
     """Read a sidecar. Raises `msgspec.ValidationError` or `msgspec.DecodeError` with the path of what is wrong."""
     return msgspec.json.decode(raw, type=Sidecar)
 

@@ -1,0 +1,227 @@
+"""Checkpoints: the file pair as tensors, the only code that reads or writes them (the file protocol is in `files`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from prunecli import files, models
+from prunecli import sidecar as schema
+from prunecli.errors import DamagedError, PruneError
+from prunecli.sidecar import ITEM_BYTES, Arch, Array, Mask, Sidecar
+from prunecli.tensorfile import RawTensor
+
+INLINE_LIMIT = 256 * 2**20  # bytes of arrays that the sidecar holds itself
+
+
+@dataclass
+class Checkpoint:
+    """A network's `state_dict` and its sidecar; `path` and `sha256` (of the weights file) say where it came from."""
+
+    weights: dict[str, Tensor]
+    sidecar: Sidecar
+    path: Path | None = None
+    sha256: str | None = None
+
+
+def save(checkpoint: Checkpoint, path: str | Path, *, inline_limit: int = INLINE_LIMIT) -> str:
+    """Replace the checkpoint `path` as a whole, or leave it untouched; returns the SHA-256 of its weights file.
+
+    Arrays of more than `inline_limit` bytes in all go to X.state.safetensors. Nothing of `checkpoint` is changed.
+    Raises `PruneError` when the system refuses to write, or for values that no checkpoint may hold (NaN).
+    """
+    sidecar, name = checkpoint.sidecar, str(path)
+    _finite(checkpoint.weights, sidecar, name)
+    weights = {key: _raw(tensor, f"{name}: tensor {key!r}") for key, tensor in checkpoint.weights.items()}
+    state: dict[str, RawTensor] = {}
+    arrays = dict(schema.arrays(sidecar))
+    if sum(len(array.data or b"") for array in arrays.values()) > inline_limit:
+        state = {
+            key: RawTensor(array.dtype, tuple(array.shape), memoryview(array.data or b""))
+            for key, array in arrays.items()
+        }
+        sidecar = schema.with_arrays(sidecar, lambda _, array: Array(dtype=array.dtype, shape=array.shape))
+    return files.write_pair(path, sidecar, weights, state)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; its weights are views of the mapped file, which writing to them does not change.
+
+    Raises `DamagedError` when a file is missing, damaged, or holds values that no checkpoint may hold (NaN).
+    """
+    pair = files.open_pair(path)
+    sidecar, state = pair.sidecar, pair.state or {}
+    if state:
+        sidecar = schema.with_arrays(
+            sidecar,
+            lambda key, array: array
+            if array.data is not None
+            else Array(dtype=array.dtype, shape=array.shape, data=bytes(state[key].data)),
+        )
+    weights = {name: _tensor(tensor) for name, tensor in pair.weights.items()}
+    _finite(weights, sidecar, str(path))
+    return Checkpoint(weights, sidecar, pair.paths.weights, pair.sha256)
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A copy of a tensor as plain data. Raises `PruneError` for a dtype that checkpoints do not hold."""
+    raw = _raw(tensor, "a tensor")
+    return Array(dtype=raw.dtype, shape=list(raw.shape), data=bytes(raw.data))
+
+
+def to_tensor(array: Array) -> Tensor:
+    """A tensor of its own memory from plain data."""
+    data = memoryview(bytearray(array.data or b""))
+    return _tensor(RawTensor(array.dtype, tuple(array.shape), data))
+
+
+def pack_mask(mask: Tensor) -> Mask:
+    """A boolean tensor as bits, least significant first, C order."""
+    bits = numpy.packbits(mask.detach().cpu().contiguous().numpy(), axis=None, bitorder="little")
+    return Mask(shape=list(mask.shape), bits=bits.tobytes())
+
+
+def unpack_mask(mask: Mask) -> Tensor:
+    """The boolean tensor of a bit-packed mask."""
+    shape = tuple(mask.shape)
+    bits = numpy.frombuffer(mask.bits, dtype=numpy.uint8)
+    flat = numpy.unpackbits(bits, count=int(numpy.prod(shape, dtype=numpy.int64)), bitorder="little")
+    return torch.from_numpy(flat).view(torch.bool).reshape(shape)
+
+
+def _raw(tensor: object, what: str) -> RawTensor:
+    dtype = str(tensor.dtype).removeprefix("torch.") if isinstance(tensor, Tensor) else type(tensor).__name__
+    if not isinstance(tensor, Tensor) or dtype not in ITEM_BYTES or tensor.layout != torch.strided:
+        raise PruneError(f"{what} is of a kind that checkpoints do not hold: {dtype}", "convert it to float32 first")
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return RawTensor(dtype, tuple(tensor.shape), memoryview(flat.view(torch.uint8).numpy()))
+
+
+def _tensor(raw: RawTensor) -> Tensor:
+    dtype = getattr(torch, raw.dtype)
+    if not raw.data.nbytes:
+        return torch.empty(raw.shape, dtype=dtype)
+    return torch.frombuffer(raw.data, dtype=dtype).reshape(raw.shape)
+
+
+def _finite(weights: Mapping[str, Tensor], sidecar: Sidecar, path: str | Path) -> None:
+    """Raise `DamagedError` for a NaN, or an infinite parameter (a buffer may hold infinities, as causal masks do)."""
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            continue
+        # One cheap pass: a sum of finite values that overflows is looked at again, a sum over a NaN is never finite.
+        total = tensor.sum(dtype=torch.float32 if tensor.element_size() < 4 else tensor.dtype)
+        if math.isfinite(total.item()):
+            continue
+        bad = tensor.isnan() if name in sidecar.cost.buffers else ~tensor.isfinite()
+        if bad.any():
+            hint = "go back to an earlier checkpoint, and train it with a lower learning rate"
+            raise DamagedError(f"{path}: tensor {name!r} has {int(bad.sum())} values that are not finite", hint)
+
+
+def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", trust: Collection[str] = ()) -> nn.Module:
+    """The network of a checkpoint, in eval mode; its tensors are the checkpoint's own, not copies, on the CPU.
+
+    Raises `DamagedError` when the weights are not those of the architecture that the sidecar names, and what
+    `models.build` raises for a name that is not known or not trusted.
+    """
+    arch, path = checkpoint.sidecar.arch, checkpoint.path or "checkpoint"
+    network = _dense(arch, trust, path)
+    _set_attributes(network, checkpoint.sidecar.surgery.attributes, path)
+    _assign(network, checkpoint, path)
+    return network.to(device).eval()
+
+
+def _dense(arch: Arch, trust: Collection[str], path: str | Path) -> nn.Module:
+    """The dense network, without memory or initialisation of what the checkpoint will fill."""
+    try:
+        try:
+            with torch.device("meta"):
+                network = models.build(arch.name, arch.args, trust)
+        except (NotImplementedError, RuntimeError):  # its constructor computes with values
+            network = None
+        if network is None or any(tensor.is_meta for tensor in _unstored(network)):
+            with torch.random.fork_rng(devices=[]):
+                network = models.build(arch.name, arch.args, trust)
+    except PruneError:
+        raise
+    except Exception as error:  # arguments are untrusted and constructors raise anything
+        message = f"{path}: cannot build {arch.name} with {arch.args}: {type(error).__name__}: {error}"
+        raise DamagedError(message, "the sidecar names other arguments than the architecture takes") from error
+    return network
+
+
+def _unstored(network: nn.Module) -> Iterator[Tensor]:
+    """Tensors of a network that its `state_dict` lacks: buffers that are not persistent, plain attributes."""
+    for module in network.modules():
+        for name, tensor in module.named_buffers(recurse=False):
+            if name in module._non_persistent_buffers_set:
+                yield tensor
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def _set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, int | list[int]]], path: str | Path) -> None:
+    """Set what surgery changed. Untrusted: only numbers that a module keeps as its own public attributes are set."""
+    modules = dict(network.named_modules())
+    for module_name, values in attributes.items():
+        for name, value in values.items():
+            old = vars(modules[module_name]).get(name) if module_name in modules else None
+            numbers = old if isinstance(old, (list, tuple)) else [old]
+            if name.startswith("_") or not all(type(number) is int for number in numbers):
+                message = f"{path}: surgery changes {module_name}.{name}, which is no number of the network"
+                raise DamagedError(message, "the sidecar was written for another architecture")
+            if isinstance(value, list) != isinstance(old, (list, tuple)):
+                raise DamagedError(f"{path}: surgery sets {module_name}.{name} to {value}", "it was a " + type(old).__name__)
+            setattr(modules[module_name], name, type(old)(value) if isinstance(old, tuple) else value)
+
+
+def _assign(network: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
+    """Replace every parameter and stored buffer by the checkpoint's tensor; what was tied stays tied."""
+    slots = dict(_slots(network))
+    for names, what in ((slots.keys() - checkpoint.weights, "lack"), (checkpoint.weights.keys() - slots.keys(), "have")):
+        if names:
+            listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            message = f"{path}: the weights {what} {listed}, unlike {checkpoint.sidecar.arch.name}"
+            raise DamagedError(message, "the weights are of another architecture than the sidecar's")
+    tied: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the old tensor, which is kept so that no id is used again
+    for name, (module, attribute) in slots.items():
+        old, tensor = getattr(module, attribute), checkpoint.weights[name]
+        _check_slot(name, old, tensor, checkpoint.sidecar, path)
+        if id(old) in tied:
+            new = tied[id(old)][1]
+            if not torch.equal(new, tensor):
+                raise DamagedError(f"{path}: {name} differs from the tensor that it is tied to", "restore the weights")
+        else:
+            new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+            tied[id(old)] = old, new
+        setattr(module, attribute, new)
+
+
+def _slots(network: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """Where each tensor of the `state_dict` lives, shared modules under each of their names."""
+    for prefix, module in network.named_modules(remove_duplicate=False):
+        stored = [name for name, tensor in module._parameters.items() if tensor is not None]
+        stored += [
+            name
+            for name, tensor in module._buffers.items()
+            if tensor is not None and name not in module._non_persistent_buffers_set
+        ]
+        for name in stored:
+            yield f"{prefix}.{name}" if prefix else name, (module, name)
+
+
+def _check_slot(name: str, old: Tensor, tensor: Tensor, sidecar: Sidecar, path: str | Path) -> None:
+    expected = list(old.shape)
+    for axis, number in sidecar.surgery.axes.get(name, {}).items():
+        index = sidecar.surgery.index[number]
+        if int(axis) < len(expected) and expected[int(axis)] == index.of:
+            expected[int(axis)] = len(index.kept)
+    if list(tensor.shape) != expected or tensor.is_floating_point() != old.is_floating_point():
+        message = f"{path}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, expected {old.dtype} of {expected}"
+        raise DamagedError(message, f"the weights are of another architecture than {sidecar.arch.name}")
