@@ -40,10 +40,12 @@ class TrainOptions(RunOptions):
 
     arch: str = option("", "Network: a built-in name, torchvision:NAME, or package.module:function.", metavar="ARCH")
     arch_arg: tuple[str, ...] = option((), "Argument of the network. Repeatable.", metavar="KEY=VALUE")
+    image_size: int | None = option(None, "Height and width of the images (default: the network's).", metavar="PIXELS")
     init: str | None = option(None, "Start from these weights (.safetensors, .pt, .pth; weights only).", metavar="FILE")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.image_size is None or 1 <= self.image_size <= 4096, "--image-size", self.image_size, "1 to 4096")
         for flag, value, example in (("--arch", self.arch, "lenet5"), ("--data", self.data, "digits")):
             if not value:
                 raise UsageError(f"{flag} is missing", f"say what to train: {flag} {example}")
@@ -54,4 +56,4 @@ class FinetuneOptions(RunOptions):
     """Continue a checkpoint: an unfinished schedule from its position, a finished one at its last rate."""
 
     checkpoint: str = argument("Checkpoint to continue.")
-    fresh: bool = option(False, "Start with a fresh optimizer, without the checkpoint's momentum.")
+    carry: bool = option(False, "Begin a new run with the checkpoint's optimizer state, instead of a fresh one.")

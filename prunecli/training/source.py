@@ -14,7 +14,6 @@ def open_data(recorded: Data | None, options: Recipe, image_size: tuple[int, int
 
     Raises `UsageError` when there is neither.
     """
-    seed = options.seed or 0
     if options.data:
         name, directory = data.parse(options.data)
         arguments = parse_pairs(options.data_arg, "--data-arg")
@@ -23,6 +22,8 @@ def open_data(recorded: Data | None, options: Recipe, image_size: tuple[int, int
         arguments = recorded.args | parse_pairs(options.data_arg, "--data-arg")
     else:
         raise UsageError("no data: the checkpoint records none", "name a source: --data digits, --data mnist:DIR")
-    return data.open(
-        name, directory, arguments, image_size=image_size, val=options.val or 0.0, seed=seed, trust=options.trust
-    )
+    share = options.val if options.val is not None else recorded.val if recorded else 0.0
+    # always the same seed: the held-out examples must not change along a pipeline, or between the runs it compares
+    opened = data.open(name, directory, arguments, image_size=image_size, val=share, seed=0, trust=options.trust)
+    opened.info.val = share
+    return opened

@@ -1,0 +1,55 @@
+"""`finetune`: a pruned, masked, rewound or plain checkpoint, trained on."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from prunecli import checkpoint as checkpoints
+from prunecli import training
+from prunecli.checkpoint import Checkpoint
+from prunecli.commands.running import Written, carry_out
+from prunecli.options import Execution, Recipe
+from prunecli.options.train import FinetuneOptions
+from prunecli.progress import Say, silent
+from prunecli.sidecar import Metrics, Sidecar
+
+# options that leave the run of the checkpoint what it is
+HARMLESS = {f.name for f in fields(Execution)} | {"data", "data_arg", "val"}
+
+
+def run(options: FinetuneOptions, say: Say = silent) -> Written:
+    """Continue `options.checkpoint` and write `options.output`, masks enforced on weights and optimizer state.
+
+    A checkpoint whose schedule is unfinished (a snapshot, or what `rewind` writes) goes on from its position; a
+    finished one, or any option that describes a run, begins a new run: by default 10 epochs at the last rate with a
+    fresh optimizer (`carry` keeps the checkpoint's state).
+    """
+    base = checkpoints.load(options.checkpoint)
+    data = training.open_data(base.sidecar.data, options, _image_size(base.sidecar))
+    base.sidecar.data = data.info
+    if not _goes_on(base.sidecar, options):
+        _begin(base, options)
+    return carry_out("finetune", base, data, options, say)
+
+
+def _image_size(sidecar: Sidecar) -> tuple[int, int, int]:
+    channels, height, width = sidecar.cost.input
+    return channels, height, width
+
+
+def _goes_on(sidecar: Sidecar, options: FinetuneOptions) -> bool:
+    described = [f.name for f in fields(Recipe) if f.name not in HARMLESS and getattr(options, f.name) is not None]
+    spec = sidecar.training
+    return spec is not None and sidecar.optimizer is not None and spec.epoch < spec.epochs and not described
+
+
+def _begin(base: Checkpoint, options: FinetuneOptions) -> None:
+    """Turn `base` into the beginning of a new run."""
+    sidecar = base.sidecar
+    parameters = [name for name in base.weights if name not in set(sidecar.cost.buffers)]
+    old = sidecar.optimizer
+    names = [name for group in old.groups for name in group.params] if old else parameters
+    sidecar.training, sidecar.optimizer = training.begin(options, names, sidecar)
+    if old and old.name == sidecar.optimizer.name and options.carry:
+        sidecar.optimizer.state = old.state
+    sidecar.metrics = Metrics(split=sidecar.metrics.split)

@@ -1,0 +1,118 @@
+"""What every command that trains does around the loop: history, resuming, writing, telling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from prunecli import checkpoint as checkpoints
+from prunecli import files, training
+from prunecli.checkpoint import Checkpoint
+from prunecli.commands.history import measured, step
+from prunecli.data import Dataset
+from prunecli.errors import PruneError, UsageError
+from prunecli.options import Recipe
+from prunecli.options.train import RunOptions
+from prunecli.progress import Say
+from prunecli.sidecar import Sidecar
+
+# how and where a run is carried out, or what its description in the history says already
+UNRECORDED = {f.name for f in fields(Recipe)} | {"output", "keep", "resume", "save_every", "checkpoint"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that a command has written."""
+
+    checkpoint: Checkpoint
+    notes: tuple[str, ...] = ()
+
+    def data(self) -> dict[str, Any]:
+        """The result for programs: MACs are multiply-adds of one example, scores are on `split`."""
+        metrics = self.checkpoint.sidecar.metrics
+        return {
+            "checkpoint": str(self.checkpoint.path),
+            "sha256": self.checkpoint.sha256,
+            **measured(self.checkpoint),
+            "split": metrics.split,
+            "last": metrics.last.values if metrics.last else None,
+            "best": metrics.best.values if metrics.best else None,
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """The result for people."""
+        data, metrics = self.data(), self.checkpoint.sidecar.metrics
+        lines = [f"{data['checkpoint']}: {data['params']:,} parameters, {data['macs']:,} MACs"]
+        if data["nonzero_params"] != data["params"]:
+            lines.append(f"  masked: {data['nonzero_params']:,} parameters left, {data['effective_macs']:,} effective MACs")
+        for name, score in (("last", metrics.last), ("best", metrics.best)):
+            if score:
+                shown = ", ".join(f"{key} {value:.4f}" for key, value in score.values.items())
+                lines.append(f"  {name} (epoch {score.epoch}, {metrics.split}): {shown}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOptions, say: Say) -> Written:
+    """Train `initial` to the end of its schedule, from the interrupted run where `--resume` finds one, and write it."""
+    sidecar = initial.sidecar
+    assert sidecar.training is not None and sidecar.optimizer is not None  # noqa: PT018  # the callers begin runs
+    recorded = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in UNRECORDED}
+    run = training.describe(sidecar.training, sidecar.optimizer)
+    entry = step(command, recorded | run, parent=initial.sha256, measured=measured(initial))
+    sidecar.history = [*sidecar.history, entry]
+    saving = training.Saving(Path(options.output), options.kept_epochs, options.save_every)
+    late = [epoch for epoch in options.kept_epochs if epoch > sidecar.training.epochs]
+    if late:
+        raise UsageError(f"--keep {late[0]}: the run has {sidecar.training.epochs} epochs", "keep epochs of the run")
+    start = _resumed(saving.partial, sidecar, say) if options.resume else None
+    if options.resume and start is None and (done := _finished(saving.output, sidecar)):
+        return Written(done, ("already complete: nothing to resume",))
+    result = training.fit(start or initial, data, options, saving=saving, say=say)
+    result.path, result.sha256 = saving.output, checkpoints.save(result, saving.output)
+    files.remove(saving.partial)
+    return Written(result)
+
+
+def _resumed(partial: Path, wanted: Sidecar, say: Say) -> Checkpoint | None:
+    """The interrupted run, or None when there is none. Raises `UsageError` when it is another run."""
+    if not files.exists(partial):
+        return None
+    found = checkpoints.load(partial)
+    if not _same_run(found.sidecar, wanted):
+        raise UsageError(
+            f"--resume: {partial} is a run with other options: {_difference(found.sidecar, wanted)}",
+            "give the options of that run, or leave --resume out to start again",
+        )
+    assert found.sidecar.training is not None
+    say(f"resuming {partial} at epoch {found.sidecar.training.epoch + 1}, step {found.sidecar.training.step}")
+    return found
+
+
+def _finished(output: Path, wanted: Sidecar) -> Checkpoint | None:
+    try:
+        found = checkpoints.load(output)
+    except PruneError:
+        return None
+    return found if _same_run(found.sidecar, wanted) else None
+
+
+def _same_run(found: Sidecar, wanted: Sidecar) -> bool:
+    return not _difference(found, wanted)
+
+
+def _difference(found: Sidecar, wanted: Sidecar) -> str:
+    """What differs between the run that `found` is part of and the run that `wanted` begins; empty when nothing does."""
+    for name in ("arch", "data", "surgery", "masks"):
+        if getattr(found, name) != getattr(wanted, name):
+            return name
+    if len(found.history) != len(wanted.history):
+        return "the steps before it"
+    for old, new in zip(found.history, wanted.history, strict=True):
+        if (old.command, old.parent) != (new.command, new.parent):
+            return f"{old.command} of other weights"
+        for key in sorted(old.options | new.options):
+            if old.options.get(key) != new.options.get(key):
+                return f"{key} {old.options.get(key)} there, {new.options.get(key)} now"
+    return ""

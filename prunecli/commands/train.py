@@ -1,0 +1,96 @@
+"""`train`: a network from new or given weights to a trained checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunecli import checkpoint as checkpoints
+from prunecli import models, training
+from prunecli.checkpoint import Checkpoint
+from prunecli.commands.running import Written, carry_out
+from prunecli.errors import DamagedError, UsageError
+from prunecli.measure import cost
+from prunecli.options import parse_pairs
+from prunecli.options.train import TrainOptions
+from prunecli.progress import Say, silent
+from prunecli.sidecar import Arch, Data, Sidecar
+from prunecli.tasks.classification import heads
+from prunecli.training.run import derived_seed
+
+
+def run(options: TrainOptions, say: Say = silent) -> Written:
+    """Train `options.arch` on `options.data` and write `options.output`.
+
+    Raises `UsageError` for options that mean nothing, `DamagedError` for damaged data or weights, `Interrupted` after
+    Ctrl-C or SIGTERM, with the run saved for `--resume`.
+    """
+    arguments = parse_pairs(options.arch_arg, "--arch-arg")
+    channels, height, width = models.input_shape(options.arch, arguments)
+    if options.image_size:
+        height = width = options.image_size
+    data = training.open_data(None, options, (channels, height, width))
+    arch = Arch(name=options.arch, args=_with_classes(options.arch, arguments, data.info.classes))
+    network = new_network(arch, options.seed or 0, options.trust)
+    _load(network, options.init)
+    _check_output(network, data.info)
+    spec, optimizer = training.begin(options, [name for name, _ in network.named_parameters()])
+    sidecar = Sidecar(
+        arch=arch,
+        data=data.info,
+        cost=cost(network, torch.zeros(1, *data.info.shape)),
+        training=spec,
+        optimizer=optimizer,
+    )
+    weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    return carry_out("train", Checkpoint(weights=weights, sidecar=sidecar), data, options, say)
+
+
+def new_network(arch: Arch, seed: int, trust: tuple[str, ...]) -> nn.Module:
+    """`arch` with new random weights, a pure function of `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "weights"))
+        return models.build(arch.name, arch.args, trust)
+
+
+def _with_classes(name: str, arguments: dict[str, Any], classes: int) -> dict[str, Any]:
+    """The arguments with the data's number of classes, except for a user's own function, which may not take it."""
+    if ":" in name and not name.startswith("torchvision:"):
+        return arguments
+    given = arguments.get("num_classes", classes)
+    if isinstance(given, int) and given < classes:
+        raise UsageError(f"--arch-arg num_classes={given}: the data has {classes} classes", "leave num_classes out")
+    return {**arguments, "num_classes": given}
+
+
+def _load(network: nn.Module, path: str | None) -> None:
+    if path is None:
+        return
+    weights = checkpoints.read_weights(path)
+    expected = network.state_dict()
+    for name in [*expected, *weights]:
+        if name not in weights or name not in expected:
+            where = path if name not in weights else "the network"
+            raise DamagedError(f"--init {path}: no tensor {name!r} in {where}", "give weights of the same --arch and --arch-arg")
+        if weights[name].shape != expected[name].shape:
+            raise DamagedError(
+                f"--init {path}: {name} has shape {list(weights[name].shape)}, the network's {list(expected[name].shape)}",
+                "give weights of the same --arch, --arch-arg and number of classes",
+            )
+    network.load_state_dict(weights)
+
+
+def _check_output(network: nn.Module, info: Data) -> None:
+    """Run the network once, so that a wrong shape is an error of the options and not of the first step."""
+    try:
+        with torch.no_grad():
+            logits = heads(network.eval()(torch.zeros(2, *info.shape)))[0]
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"--arch: fails on images of shape {info.shape}: {error}", "try another --image-size") from error
+    if logits.dim() != 2 or logits.shape[1] < info.classes:
+        raise UsageError(
+            f"--arch: output of shape {list(logits.shape)} for 2 images of {info.classes} classes",
+            "give a network whose output is [images, classes]",
+        )
