@@ -27,6 +27,7 @@ FACTORS = {
 def cost(network: nn.Module, *inputs: Tensor) -> Cost:
     """Positions per weight, MACs of activation products and buffers of `network`, for one example in evaluation mode.
 
+    A tied parameter counts once: its second name in the `state_dict` is listed among the buffers.
     `inputs` have the batch first, on any device; only shapes and dtypes matter. The network is neither moved nor changed.
     Raises `PruneError` when the network's path depends on its data, which the meta device does not have.
     """
@@ -39,20 +40,19 @@ def cost(network: nn.Module, *inputs: Tensor) -> Cost:
     try:
         with torch.no_grad(), counter:
             torch.func.functional_call(network, parameters | buffers, tuple(examples))
-    except (RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # a user's own forward raises anything
         raise PruneError(
-            f"{type(network).__name__} cannot be measured: {str(error).splitlines()[0]}",
+            f"{type(network).__name__} cannot be measured: {type(error).__name__}: {error}",
             "its forward must accept one example of the data set's shape and not branch on tensor values",
         ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
-    every_parameter = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     return Cost(
         input=list(inputs[0].shape[1:]),
         positions={name: round(macs / parameters[name].numel()) for name, macs in counter.macs.items()},
         other_macs=counter.other,
-        buffers=[name for name in network.state_dict() if name not in every_parameter],
+        buffers=[name for name in network.state_dict() if name not in parameters],
     )
 
 
