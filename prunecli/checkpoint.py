@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from prunecli import files, models
 from prunecli import sidecar as schema
 from prunecli.errors import DamagedError, PruneError
-from prunecli.sidecar import ITEM_BYTES, Arch, Array, Mask, Sidecar
-from prunecli.tensorfile import RawTensor
+from prunecli.sidecar import Arch, Array, DType, Mask, Sidecar
+from prunecli.tensorfile import CODES, RawTensor
 
+DTYPES: dict[torch.dtype, DType] = {getattr(torch, name): name for name in CODES}
 INLINE_LIMIT = 256 * 2**20  # bytes of arrays that the sidecar holds itself
 
 
@@ -37,7 +39,7 @@ def save(checkpoint: Checkpoint, path: str | Path, *, inline_limit: int = INLINE
     Raises `PruneError` when the system refuses to write, or for values that no checkpoint may hold (NaN).
     """
     sidecar, name = checkpoint.sidecar, str(path)
-    _finite(checkpoint.weights, sidecar, name)
+    _finite(checkpoint.weights, sidecar.cost.buffers, name)
     weights = {key: _raw(tensor, f"{name}: tensor {key!r}") for key, tensor in checkpoint.weights.items()}
     state: dict[str, RawTensor] = {}
     arrays = dict(schema.arrays(sidecar))
@@ -58,15 +60,56 @@ def load(path: str | Path) -> Checkpoint:
     pair = files.open_pair(path)
     sidecar, state = pair.sidecar, pair.state or {}
     if state:
-        sidecar = schema.with_arrays(
-            sidecar,
-            lambda key, array: array
-            if array.data is not None
-            else Array(dtype=array.dtype, shape=array.shape, data=bytes(state[key].data)),
-        )
+        sidecar = schema.with_arrays(sidecar, lambda key, array: _filled(array, state[key]))
     weights = {name: _tensor(tensor) for name, tensor in pair.weights.items()}
-    _finite(weights, sidecar, str(path))
+    _finite(weights, sidecar.cost.buffers, path)
     return Checkpoint(weights, sidecar, pair.paths.weights, pair.sha256)
+
+
+def _filled(array: Array, stored: RawTensor) -> Array:
+    return Array(dtype=array.dtype, shape=array.shape, data=bytes(stored.data))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, of a plain safetensors file, or of a `.pt`/`.pth` file of nothing but tensors.
+
+    A `.pt` file may hold them under `state_dict`, `model_state_dict` or `model`, their names beginning with `module.`.
+    Raises `DamagedError` for anything else, such as a pickle of objects, which is never unpickled.
+    """
+    path = Path(path)
+    if path.suffix in (".pt", ".pth"):
+        weights = _unwrapped(_torch_load(path), path)
+    elif files.exists(path):
+        return load(path).weights
+    else:
+        weights = {name: _tensor(tensor) for name, tensor in files.read_tensors(path).items()}
+    _finite(weights, (), path)
+    return weights
+
+
+def _torch_load(path: Path) -> object:
+    if not path.is_file():
+        raise DamagedError(f"{path}: no such file", "check the path")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no class of error of its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "save its state_dict() alone: torch.save(model.state_dict(), path)"
+        raise DamagedError(f"{path}: not a file of weights: {reason}", hint) from error
+
+
+def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content:
+        raise DamagedError(f"{path}: holds no weights", "save a state_dict(): torch.save(model.state_dict(), path)")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
+            message = f"{path}: {name!r} is no tensor that a checkpoint can hold"
+            raise DamagedError(message, "save a state_dict() of plain tensors: torch.save(model.state_dict(), path)")
+    wrapped = all(name.startswith("module.") for name in content)  # by DataParallel
+    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in content.items()}
 
 
 def to_array(tensor: Tensor) -> Array:
@@ -95,12 +138,14 @@ def unpack_mask(mask: Mask) -> Tensor:
     return torch.from_numpy(flat).view(torch.bool).reshape(shape)
 
 
-def _raw(tensor: object, what: str) -> RawTensor:
-    dtype = str(tensor.dtype).removeprefix("torch.") if isinstance(tensor, Tensor) else type(tensor).__name__
-    if not isinstance(tensor, Tensor) or dtype not in ITEM_BYTES or tensor.layout != torch.strided:
-        raise PruneError(f"{what} is of a kind that checkpoints do not hold: {dtype}", "convert it to float32 first")
+def _raw(tensor: Tensor, what: str) -> RawTensor:
+    dtype = DTYPES.get(tensor.dtype) if isinstance(tensor, Tensor) and tensor.layout == torch.strided else None
+    if dtype is None:
+        kind = f"{tensor.dtype}, {tensor.layout}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        hint = f"convert it to a plain tensor of one of {', '.join(CODES)}"
+        raise PruneError(f"{what} is of a kind that checkpoints do not hold: {kind}", hint)
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return RawTensor(dtype, tuple(tensor.shape), memoryview(flat.view(torch.uint8).numpy()))
+    return RawTensor(dtype, tuple(tensor.shape), flat.view(torch.uint8).numpy().data)
 
 
 def _tensor(raw: RawTensor) -> Tensor:
@@ -110,7 +155,7 @@ def _tensor(raw: RawTensor) -> Tensor:
     return torch.frombuffer(raw.data, dtype=dtype).reshape(raw.shape)
 
 
-def _finite(weights: Mapping[str, Tensor], sidecar: Sidecar, path: str | Path) -> None:
+def _finite(weights: Mapping[str, Tensor], buffers: Collection[str], path: str | Path) -> None:
     """Raise `DamagedError` for a NaN, or an infinite parameter (a buffer may hold infinities, as causal masks do)."""
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
@@ -119,7 +164,7 @@ def _finite(weights: Mapping[str, Tensor], sidecar: Sidecar, path: str | Path) -
         total = tensor.sum(dtype=torch.float32 if tensor.element_size() < 4 else tensor.dtype)
         if math.isfinite(total.item()):
             continue
-        bad = tensor.isnan() if name in sidecar.cost.buffers else ~tensor.isfinite()
+        bad = tensor.isnan() if name in buffers else ~tensor.isfinite()
         if bad.any():
             hint = "go back to an earlier checkpoint, and train it with a lower learning rate"
             raise DamagedError(f"{path}: tensor {name!r} has {int(bad.sum())} values that are not finite", hint)
@@ -140,21 +185,17 @@ def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", trust: 
 
 def _dense(arch: Arch, trust: Collection[str], path: str | Path) -> nn.Module:
     """The dense network, without memory or initialisation of what the checkpoint will fill."""
+    with contextlib.suppress(Exception), torch.device("meta"):  # a constructor that computes with values cannot
+        network = models.build(arch.name, arch.args, trust)
+        if not any(tensor.is_meta for tensor in _unstored(network)):
+            return network
     try:
-        try:
-            with torch.device("meta"):
-                network = models.build(arch.name, arch.args, trust)
-        except (NotImplementedError, RuntimeError):  # its constructor computes with values
-            network = None
-        if network is None or any(tensor.is_meta for tensor in _unstored(network)):
-            with torch.random.fork_rng(devices=[]):
-                network = models.build(arch.name, arch.args, trust)
-    except PruneError:
-        raise
-    except Exception as error:  # arguments are untrusted and constructors raise anything
-        message = f"{path}: cannot build {arch.name} with {arch.args}: {type(error).__name__}: {error}"
-        raise DamagedError(message, "the sidecar names other arguments than the architecture takes") from error
-    return network
+        with torch.random.fork_rng(devices=[]):
+            return models.build(arch.name, arch.args, trust)
+    except PruneError as error:
+        if ":" in arch.name and not arch.name.startswith("torchvision:"):
+            raise  # the user's own code, or the user's trust in it
+        raise DamagedError(f"{path}: {error.message}", error.hint) from error
 
 
 def _unstored(network: nn.Module) -> Iterator[Tensor]:
@@ -166,25 +207,27 @@ def _unstored(network: nn.Module) -> Iterator[Tensor]:
         yield from (value for value in vars(module).values() if isinstance(value, Tensor))
 
 
-def _set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, int | list[int]]], path: str | Path) -> None:
+def _set_attributes(
+    network: nn.Module, attributes: Mapping[str, Mapping[str, int | list[int]]], path: str | Path
+) -> None:
     """Set what surgery changed. Untrusted: only numbers that a module keeps as its own public attributes are set."""
     modules = dict(network.named_modules())
     for module_name, values in attributes.items():
         for name, value in values.items():
             old = vars(modules[module_name]).get(name) if module_name in modules else None
-            numbers = old if isinstance(old, (list, tuple)) else [old]
-            if name.startswith("_") or not all(type(number) is int for number in numbers):
-                message = f"{path}: surgery changes {module_name}.{name}, which is no number of the network"
+            numbers = list(old) if isinstance(old, (list, tuple)) else [old]
+            known = not name.startswith("_") and all(type(number) is int for number in numbers)
+            if not known or isinstance(value, list) != isinstance(old, (list, tuple)):
+                message = f"{path}: surgery sets {module_name}.{name} to {value}, the network has {old!r} there"
                 raise DamagedError(message, "the sidecar was written for another architecture")
-            if isinstance(value, list) != isinstance(old, (list, tuple)):
-                raise DamagedError(f"{path}: surgery sets {module_name}.{name} to {value}", "it was a " + type(old).__name__)
-            setattr(modules[module_name], name, type(old)(value) if isinstance(old, tuple) else value)
+            setattr(modules[module_name], name, tuple(value) if isinstance(value, list) else value)
 
 
 def _assign(network: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
     """Replace every parameter and stored buffer by the checkpoint's tensor; what was tied stays tied."""
     slots = dict(_slots(network))
-    for names, what in ((slots.keys() - checkpoint.weights, "lack"), (checkpoint.weights.keys() - slots.keys(), "have")):
+    missing, unexpected = slots.keys() - checkpoint.weights.keys(), checkpoint.weights.keys() - slots.keys()
+    for names, what in ((missing, "lack"), (unexpected, "have")):
         if names:
             listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
             message = f"{path}: the weights {what} {listed}, unlike {checkpoint.sidecar.arch.name}"

@@ -9,18 +9,18 @@ from prunecli.errors import DamagedError
 from prunecli.sidecar import Optimizer, Sidecar, arrays
 from prunecli.tensorfile import RawTensor
 
+RawTensors = Mapping[str, RawTensor]
 
-def check(sidecar: Sidecar, weights: Mapping[str, RawTensor], state: Mapping[str, RawTensor] | None, path: Path) -> None:
-    """Raise `DamagedError`, naming `path` (the sidecar's), at the first disagreement. `state=None`: it was not opened."""
+
+def check(sidecar: Sidecar, weights: RawTensors, state: RawTensors | None, path: Path) -> None:
+    """Raise `DamagedError`, naming the sidecar's `path`, at the first disagreement. `state=None`: it was not opened."""
     for problem in _problems(sidecar, weights, state):
         raise DamagedError(
             f"{path}: {problem}", "the sidecar was not written for these weights; restore both files, or rerun the step"
         )
 
 
-def _problems(
-    sidecar: Sidecar, weights: Mapping[str, RawTensor], state: Mapping[str, RawTensor] | None
-) -> Iterator[str]:
+def _problems(sidecar: Sidecar, weights: RawTensors, state: RawTensors | None) -> Iterator[str]:
     for name, mask in sidecar.masks.items():
         if name not in weights:
             yield f"mask of {name!r}, which is no tensor of the weights"
@@ -48,7 +48,7 @@ def _problems(
                 yield f"array {name!r} of {array.dtype} {array.shape} is not in the state file"
 
 
-def _optimizer_problems(optimizer: Optimizer, weights: Mapping[str, RawTensor]) -> Iterator[str]:
+def _optimizer_problems(optimizer: Optimizer, weights: RawTensors) -> Iterator[str]:
     seen: set[str] = set()
     for group in optimizer.groups:
         for name in group.params:

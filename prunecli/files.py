@@ -45,7 +45,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class Pair:
-    """A verified checkpoint; the tensors are views of privately mapped files. `state` is None where it was not opened."""
+    """A verified checkpoint; its tensors are views of privately mapped files. `state` is None if it was not opened."""
 
     paths: Paths
     sidecar: Sidecar
@@ -92,6 +92,15 @@ def open_pair(path: str | Path, *, state: bool = True) -> Pair:
                     raise
 
 
+def read_tensors(path: Path) -> dict[str, RawTensor]:
+    """The tensors of a safetensors file that belongs to no checkpoint. Raises as `open_pair` does."""
+    with _translated(path, "read"):
+        contents = _map(paths(path).weights)
+        if contents is None:
+            raise _missing(paths(path))
+        return tensorfile.parse(contents, path)
+
+
 def _open(where: Paths, state: bool) -> Pair:
     sidecar = _read_sidecar(where)
     if sidecar.weights is None:
@@ -133,12 +142,12 @@ def _version(raw: memoryview) -> object:
 
 
 def _find(path: Path, ref: FileRef, where: Paths) -> memoryview:
-    """The contents that `ref` describes, from `path` or, when a writer died before the rename, from its pending file."""
+    """The contents that `ref` describes: of `path` or, when a writer died before the rename, of its pending file."""
     if (found := _matching(path, ref)) is not None:
         return found
     if (found := _matching(pending(path), ref)) is None:
         raise _mismatch(path, ref, where)
-    with contextlib.suppress(OSError), open(pending(where.weights), "rb") as file:
+    with contextlib.suppress(OSError), pending(where.weights).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while the writer lives and will rename by itself
         if _is_current(file, pending(where.weights)):
             _settle(where)
@@ -158,18 +167,20 @@ def _map(path: Path) -> memoryview | None:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not to hang on a pipe
     except (FileNotFoundError, NotADirectoryError):
         return None
-    with open(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise DamagedError(f"{path}: not a regular file", "name the weights file of a checkpoint")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if status.st_size else b"")
+        return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_COPY) if status.st_size else b"")
+    finally:
+        os.close(fd)
 
 
 def _versions(where: Paths) -> list[tuple[int, int] | None]:
     versions: list[tuple[int, int] | None] = []
     for path in (where.sidecar, where.weights, where.state):
         try:
-            status = os.stat(path)
+            status = path.stat()
             versions.append((status.st_ino, status.st_mtime_ns))
         except OSError:
             versions.append(None)
@@ -198,6 +209,21 @@ def _mismatch(path: Path, ref: FileRef, where: Paths) -> DamagedError:
     )
 
 
+def exists(path: str | Path) -> bool:
+    """Whether a checkpoint was completely written to `path`, or so far that it can be completed."""
+    return paths(path).sidecar.exists()
+
+
+def remove(path: str | Path) -> None:
+    """Delete the files of a checkpoint, if there are any. Whoever dies half way leaves nothing that `exists`."""
+    where = paths(path)
+    with _translated(where.weights, "remove"):
+        where.sidecar.unlink(missing_ok=True)
+        for file in (where.weights, where.state):
+            file.unlink(missing_ok=True)
+        _remove(*map(pending, (where.sidecar, where.state, where.weights)))
+
+
 def write_pair(
     path: str | Path, sidecar: Sidecar, weights: Mapping[str, RawTensor], state: Mapping[str, RawTensor]
 ) -> str:
@@ -217,13 +243,15 @@ def write_pair(
                 ref = _write_tensors(file, weights, where.weights)
                 state_ref = None
                 if state:
-                    with open(pending(where.state), "wb") as state_file:
+                    with pending(where.state).open("wb") as state_file:
                         state_ref = _write_tensors(state_file, state, where.state)
-                with open(pending(where.sidecar), "wb") as sidecar_file:
-                    sidecar_file.write(schema.encode(msgspec.structs.replace(sidecar, weights=ref, state=state_ref)))
+                with pending(where.sidecar).open("wb") as sidecar_file:
+                    sidecar_file.writelines(
+                        schema.encode(msgspec.structs.replace(sidecar, weights=ref, state=state_ref))
+                    )
                     _flush(sidecar_file)
                 renaming = True
-                os.replace(pending(where.sidecar), where.sidecar)
+                pending(where.sidecar).replace(where.sidecar)
                 _flush_folder(where)
                 if state:
                     _rename(where.state)
@@ -242,7 +270,7 @@ def _claimed(where: Paths) -> Iterator[BinaryIO]:
     """The pending weights file, empty and locked, after whatever a dead writer left half renamed is settled."""
     path = pending(where.weights)
     while True:
-        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        with path.open("ab") as file:
             with contextlib.suppress(OSError):  # a file system without locks: one writer at a time is up to the user
                 fcntl.flock(file, fcntl.LOCK_EX)
             if _is_current(file, path) and os.fstat(file.fileno()).st_size:
@@ -256,7 +284,7 @@ def _claimed(where: Paths) -> Iterator[BinaryIO]:
 def _is_current(file: BinaryIO, path: Path) -> bool:
     """Whether `path` is still the file that was opened, not renamed or replaced meanwhile."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
 
@@ -269,7 +297,7 @@ def _settle(where: Paths) -> None:
         return
     for path, ref in ((where.state, sidecar.state), (where.weights, sidecar.weights)):
         if ref and _matching(path, ref) is None and _matching(pending(path), ref) is not None:
-            os.replace(pending(path), path)
+            pending(path).replace(path)
 
 
 def _write_tensors(file: BinaryIO, tensors: Mapping[str, RawTensor], target: Path) -> FileRef:
@@ -294,7 +322,7 @@ def _flush_folder(where: Paths) -> None:
 
 def _rename(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # on a file system without locks a reader may have been faster
-        os.replace(pending(path), path)
+        pending(path).replace(path)
 
 
 def _remove(*files: Path) -> None:
@@ -308,6 +336,8 @@ def _translated(path: Path, verb: str) -> Iterator[None]:
     """Errors of the system as `PruneError`s that name the checkpoint."""
     try:
         yield
+    except msgspec.ValidationError as error:
+        raise PruneError(f"{path}: cannot {verb} it: {error}", "a value is not finite or out of range") from error
     except OSError as error:
         hints = {
             errno.ENOENT: f"create the folder first: mkdir -p {path.parent}",

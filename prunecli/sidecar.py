@@ -2,20 +2,21 @@
 
 Everything here is plain data and imports neither torch nor numpy, so that `report --json` starts fast. A sidecar is
 untrusted input: decoding checks every type, range and name, and no path in it is ever opened. Cross-checks against the
-weights (shapes, index ranges) are in `prunecli.checkpoint`.
+weights (shapes, index ranges) are in `prunecli.consistency`. The descriptions of fields are part of the JSON Schema.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import msgspec.structs
 from msgspec import Meta, Struct, field
 
-FORMAT = 1
+FORMAT: Final = 1
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -34,9 +35,11 @@ class Strict(Struct, forbid_unknown_fields=True):
 
 
 class Array(Strict, kw_only=True):
-    """A tensor: little-endian, C-contiguous bytes (base64 in the file).
+    """A tensor: little-endian, C-contiguous bytes.
 
-    `data` is null in the file when the bytes are in `X.state.safetensors`, under this array's path in the sidecar.
+    dtype: Type of its elements, as torch calls it.
+    shape: Lengths of its axes; empty for a single number.
+    data: Its bytes in base64; null when they are in `X.state.safetensors`, under this array's path in the sidecar.
     """
 
     dtype: DType
@@ -50,7 +53,12 @@ class Array(Strict, kw_only=True):
 
 
 class FileRef(Strict, kw_only=True):
-    """A file of this checkpoint, known by its content. `file` is for people; readers derive the name from the sidecar's."""
+    """A file of this checkpoint, known by its content.
+
+    file: Its name, for people: readers derive the name from the sidecar's.
+    size: Its length in bytes.
+    sha256: SHA-256 of its content, in hexadecimal.
+    """
 
     file: FileName
     size: Count
@@ -58,14 +66,31 @@ class FileRef(Strict, kw_only=True):
 
 
 class Arch(Strict, kw_only=True):
-    """How the *dense* network is built: a registered name, `torchvision:NAME` or `package.module:function`."""
+    """How the *dense* network is built.
+
+    name: A built-in network, `torchvision:NAME`, or `package.module:function`, which is only imported when trusted.
+    args: Keyword arguments of its constructor.
+    """
 
     name: Name
     args: dict[str, Any] = field(default_factory=dict)
 
 
 class Data(Strict, kw_only=True):
-    """What the network was trained on: source, classes, and how pixels become inputs, (x / 255 - mean) / std."""
+    """What the network was trained on, and how pixels become inputs: (x / 255 - mean) / std.
+
+    name: A known data set, or `package.module:function`, which is only imported when trusted.
+    dir: Folder that the data was read from, as it was given; null for data that is built in.
+    args: Arguments of the data set.
+    classes: Number of classes.
+    class_names: A name for each class, in the order of the outputs; null when unknown.
+    shape: Channels, height and width of an input.
+    mean: Mean of each channel that is subtracted from x / 255.
+    std: Standard deviation of each channel that x / 255 - mean is divided by.
+    train_size: Number of training examples.
+    test_size: Number of test examples.
+    val: Share of the training split that is held out for validation, by a fixed seed.
+    """
 
     name: Name
     dir: str | None = None
@@ -77,11 +102,15 @@ class Data(Strict, kw_only=True):
     std: list[Annotated[float, Meta(gt=0)]]
     train_size: Count
     test_size: Count
-    val: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share of the training split held out, by a fixed seed
+    val: Annotated[float, Meta(ge=0, lt=1)] = 0.0
 
 
 class IndexSet(Strict, kw_only=True):
-    """Which of `of` slices of the dense network an axis still has, ascending."""
+    """Which slices of the dense network an axis still has.
+
+    of: Length of the axis in the dense network.
+    kept: Indices of the slices that are left, ascending.
+    """
 
     of: Annotated[int, Meta(ge=1, le=2**31)]
     kept: Annotated[list[Count], Meta(min_length=1)]
@@ -92,7 +121,12 @@ class IndexSet(Strict, kw_only=True):
 
 
 class Surgery(Strict, kw_only=True):
-    """What was cut off: `axes[tensor][axis]` numbers an entry of `index`; `attributes[module]` holds changed attributes."""
+    """What was cut off the dense network.
+
+    index: Sets of kept slices; several axes share a set.
+    axes: For each tensor that lost slices: axis number to number of the set in `index`.
+    attributes: For each module whose attributes changed (`groups`, `num_heads`, ...): attribute to new value.
+    """
 
     index: list[IndexSet] = field(default_factory=list)
     axes: dict[Name, dict[Annotated[str, Meta(pattern=r"^[0-9]$")], Count]] = field(default_factory=dict)
@@ -106,7 +140,11 @@ class Surgery(Strict, kw_only=True):
 
 
 class Mask(Strict, kw_only=True):
-    """A mask of one weight tensor, bit-packed in C order, least significant bit first; 1 = kept."""
+    """A mask of one weight tensor, which is authoritative: a live weight may be zero.
+
+    shape: Shape of the tensor.
+    bits: One bit a weight in C order, 1 = kept, least significant bit first, in base64.
+    """
 
     shape: Shape
     bits: bytes
@@ -125,14 +163,23 @@ class Mask(Strict, kw_only=True):
 
 
 class ParamGroup(Strict, kw_only=True):
-    """One parameter group: the names of its parameters and its options (lr, momentum, weight_decay, ...)."""
+    """One parameter group of the optimizer.
+
+    params: Names of its parameters.
+    options: Its options: lr, momentum, weight_decay, ...
+    """
 
     params: list[Name]
     options: dict[str, float | int | bool | list[float] | None] = field(default_factory=dict)
 
 
 class Optimizer(Strict, kw_only=True):
-    """The optimizer: class name in `torch.optim`, groups, and state tensors by parameter name."""
+    """The optimizer.
+
+    name: Its class in `torch.optim`.
+    groups: Its parameter groups.
+    state: For each parameter: its state tensors (momentum_buffer, exp_avg, ...) by name.
+    """
 
     name: Literal["SGD", "Adam", "AdamW"]
     groups: list[ParamGroup]
@@ -140,7 +187,16 @@ class Optimizer(Strict, kw_only=True):
 
 
 class Schedule(Strict, kw_only=True):
-    """The learning rate over a run, as a factor of the base rate; all positions in epochs (fractions allowed)."""
+    """The learning rate over a run, as a factor of the base rate; lengths are in epochs, fractions allowed.
+
+    kind: Which curve it follows.
+    milestones: multistep: epochs at which the rate is multiplied by gamma.
+    step_size: step: epochs between two multiplications by gamma.
+    gamma: step, multistep, exponential (each epoch): what the rate is multiplied by.
+    period: cosine: length of a cycle, after which it restarts; null for one cycle over the run.
+    min_factor: cosine: factor at the end of a cycle.
+    warmup: Length of the linear rise from zero at the start of the run.
+    """
 
     kind: Literal["constant", "step", "multistep", "cosine", "exponential"] = "constant"
     milestones: list[Annotated[float, Meta(ge=0)]] = field(default_factory=list)
@@ -152,7 +208,21 @@ class Schedule(Strict, kw_only=True):
 
 
 class Training(Strict, kw_only=True):
-    """A run and the position in it: `step` batches into epoch `epoch` of `epochs`."""
+    """A run and the position in it.
+
+    epochs: Length of the run.
+    epoch: Epochs that are over.
+    step: Batches of the current epoch that are over.
+    batch_size: Examples in a batch.
+    seed: Seed of the order, the augmentation and what else is random.
+    lr: Base learning rate.
+    schedule: Curve of the learning rate.
+    augment: Whether training images are augmented.
+    precision: Number format of the forward pass.
+    totals: Running sums of the current epoch: loss times examples, examples.
+    rng: States of torch's random generators by device; empty when the run is over.
+    method: State of the pruning method that is at work in the run.
+    """
 
     epochs: Count
     epoch: Count = 0
@@ -163,20 +233,30 @@ class Training(Strict, kw_only=True):
     schedule: Schedule
     augment: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
-    totals: list[float] = field(default_factory=list)  # running sums of the unfinished epoch: loss, correct, seen
+    totals: list[float] = field(default_factory=list)
     rng: dict[Name, Array] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
 
 
 class Score(Strict, kw_only=True):
-    """A measurement on a named split. `top1` and `loss` for classification."""
+    """A measurement.
+
+    epoch: Epochs trained when it was taken.
+    values: Name to value: `top1` (share of correct answers) and `loss` for classification.
+    """
 
     epoch: Count
     values: dict[str, float]
 
 
 class EpochLog(Strict, kw_only=True):
-    """One epoch of a learning curve."""
+    """One epoch of a learning curve.
+
+    epoch: Its number, from 1.
+    lr: Learning rate of its last step.
+    train: Running values on the training split (`loss`).
+    test: Scores after the epoch on the split that `metrics.split` names.
+    """
 
     epoch: Count
     lr: float
@@ -185,7 +265,13 @@ class EpochLog(Strict, kw_only=True):
 
 
 class Metrics(Strict, kw_only=True):
-    """Scores of the weights in this file (`last`) and of the best epoch, both on `split`; `curve` has an entry an epoch."""
+    """Scores of the run that made these weights.
+
+    split: Split on which `last`, `best` and the curve's `test` were measured.
+    last: Scores of the weights in this file; null when they were not measured.
+    best: Scores of the best epoch, whose weights are not kept unless it is the last; null when there was none.
+    curve: An entry for each epoch of the run.
+    """
 
     split: Literal["test", "val"] = "test"
     last: Score | None = None
@@ -194,22 +280,33 @@ class Metrics(Strict, kw_only=True):
 
 
 class Step(Strict, kw_only=True):
-    """One step of the pipeline that made this checkpoint."""
+    """One step of the pipeline that made this checkpoint.
+
+    command: The subcommand.
+    options: Its resolved options, without output paths.
+    versions: Versions of prunecli and torch that ran it.
+    parent: SHA-256 of the weights that it started from; null at the start of a pipeline.
+    cost: Parameters and multiply-adds right after the step.
+    score: Scores right after the step.
+    notes: What it had to say.
+    """
 
     command: Name
     options: dict[str, Any]
     versions: dict[str, str]
     parent: Sha256 | None = None
-    cost: dict[str, float] = field(default_factory=dict)  # params, macs and the like right after the step
+    cost: dict[str, float] = field(default_factory=dict)
     score: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 class Cost(Strict, kw_only=True):
-    """What turns shapes into MACs: a weight tensor's MACs are its elements times `positions` (outputs an element serves).
+    """What turns shapes into multiply-adds (MACs) of one example.
 
-    `other_macs` counts products of activations with each other. `buffers` are the tensors that are not parameters.
-    `layers` is the order in which weights act. All for one example of shape `input`.
+    input: Shape of the example that it was measured with.
+    positions: For each weight tensor, in the order in which they act: its MACs are its elements times this number.
+    other_macs: Multiply-adds of activations with each other.
+    buffers: Names of the tensors that are not parameters.
     """
 
     input: Shape
@@ -219,7 +316,22 @@ class Cost(Strict, kw_only=True):
 
 
 class Sidecar(Strict, kw_only=True):
-    """The whole of `X.json`."""
+    """The sidecar of a checkpoint, `X.json`: everything but the weights.
+
+    format: Version of this format.
+    weights: The file `X.safetensors` that it belongs to.
+    state: The file `X.state.safetensors` with the arrays whose data is null here; null when there is none.
+    arch: How the dense network is built.
+    task: What the network does.
+    data: What it was trained on; null when unknown.
+    cost: What its multiply-adds are computed from.
+    surgery: What was cut off the dense network.
+    masks: For each masked weight tensor: which weights are kept.
+    optimizer: The optimizer's state; null when nothing was trained yet.
+    training: The run and the position in it; null when nothing was trained yet.
+    metrics: How good it is.
+    history: The steps of the pipeline that made it, first to last.
+    """
 
     format: Literal[1] = FORMAT
     weights: FileRef | None = None
@@ -248,7 +360,7 @@ def arrays(sidecar: Sidecar) -> Iterator[tuple[str, Array]]:
 
 
 def with_arrays(sidecar: Sidecar, replace: Callable[[str, Array], Array]) -> Sidecar:
-    """A copy of a sidecar in which each array is `replace(path, array)`; everything else is shared with the original."""
+    """A copy of a sidecar with each array replaced by `replace(path, array)`; everything else is shared."""
     optimizer, training = sidecar.optimizer, sidecar.training
     if optimizer:
         state = {
@@ -267,11 +379,39 @@ def decode(raw: bytes | memoryview) -> Sidecar:
     return msgspec.json.decode(raw, type=Sidecar)
 
 
-def encode(sidecar: Sidecar) -> bytes:
-    """The bytes of a sidecar: keys in the schema's order, indented for people and `diff`."""
-    return msgspec.json.format(msgspec.json.encode(sidecar), indent=1) + b"\n"
+def encode(sidecar: Sidecar) -> Iterator[bytes]:
+    """The bytes of a sidecar in pieces: keys in the schema's order, indented for people and `diff`.
+
+    Arrays can be large, so each is encoded only when its turn comes, and the rest is indented without them.
+    Raises `msgspec.ValidationError` for values that could not be read back, such as NaN.
+    """
+    mark = b"where the bytes of an array go in"  # its base64 needs no padding
+    contents: list[bytes] = []
+
+    def marked(_: str, array: Array) -> Array:
+        if array.data is None:
+            return array
+        contents.append(array.data)
+        substitute = Array(dtype=array.dtype, shape=array.shape)
+        substitute.data = mark
+        return substitute
+
+    decode(msgspec.json.encode(with_arrays(sidecar, lambda _, array: Array(dtype=array.dtype, shape=array.shape))))
+    text = msgspec.json.format(msgspec.json.encode(with_arrays(sidecar, marked)), indent=1)
+    pieces = text.split(msgspec.json.encode(mark))
+    yield pieces[0]
+    for data, piece in zip(contents, pieces[1:], strict=True):
+        yield msgspec.json.encode(data)
+        yield piece
+    yield b"\n"
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a sidecar (`report --schema`)."""
-    return msgspec.json.schema(Sidecar)
+    """The JSON Schema of a sidecar (`report --schema`), with a description of every field."""
+    schema = msgspec.json.schema(Sidecar)
+    for name, definition in schema["$defs"].items():
+        summary, _, fields = (globals()[name].__doc__ or "").partition("\n\n")
+        definition["description"] = summary
+        for key, text in re.findall(r"^    (\w+): (.+)$", fields, re.MULTILINE):
+            definition["properties"][key]["description"] = text
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "prunecli sidecar"} | schema

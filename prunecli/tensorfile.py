@@ -1,8 +1,8 @@
 """Safetensors files without torch: a reader that trusts nothing in them, and a writer that hashes as it writes.
 
-Layout (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header length, a JSON header, the tensors'
-bytes one after the other without gaps. The writer's order (widest dtype first, then by name) and padding are those of the
-`safetensors` package, so both write the same bytes.
+Layout (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header length, a JSON header, the
+tensors' bytes one after the other without gaps. The writer's order (widest dtype first, then by name) and padding are
+those of the `safetensors` package, so both write the same bytes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import msgspec
 
 from prunecli.errors import DamagedError
-from prunecli.sidecar import ITEM_BYTES, Count, Shape
+from prunecli.sidecar import ITEM_BYTES, Count, DType, Shape
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
 # In the order of the file: dtypes as safetensors ranks them, widest first.
-CODES = {
+CODES: dict[DType, str] = {
     "int64": "I64", "float64": "F64", "float32": "F32", "int32": "I32", "bfloat16": "BF16", "float16": "F16",
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
@@ -33,7 +33,7 @@ RANK = {dtype: rank for rank, dtype in enumerate(CODES)}
 class RawTensor:
     """A tensor as bytes: `data` is C-contiguous, little-endian, and may be a view of a mapped file."""
 
-    dtype: str
+    dtype: DType
     shape: tuple[int, ...]
     data: memoryview
 
@@ -93,7 +93,8 @@ def write(file: BinaryIO, tensors: Mapping[str, RawTensor]) -> str:
     text = msgspec.json.encode(header)
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    for chunk in (len(text).to_bytes(8, "little") + text, *(tensor.data for _, tensor in ordered)):
+    chunks: list[bytes | memoryview] = [len(text).to_bytes(8, "little") + text]
+    for chunk in chunks + [tensor.data for _, tensor in ordered]:
         file.write(chunk)
         digest.update(chunk)
     return digest.hexdigest()
