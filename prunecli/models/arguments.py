@@ -14,11 +14,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from prunecli.errors import UsageError, nearest
+from prunecli.errors import UsageError
 
 Classes = Annotated[int, Meta(ge=1, le=10**7)]
 Channels = Annotated[int, Meta(ge=1, le=4096)]
 Width = Annotated[int, Meta(ge=1, le=1024)]
+ImageSide = Annotated[int, Meta(ge=1, le=2**15)]
 Gamma = Annotated[float, Meta(ge=0, le=100)]
 
 
@@ -38,7 +39,7 @@ def check(network: str, function: Callable[..., Any], args: dict[str, Any]) -> d
     checked = {}
     for name, value in args.items():
         if name not in defaults:
-            raise UsageError(f"{network} has no argument {name!r}", nearest(name, defaults))
+            raise UsageError(f"{network} has no argument {name!r}", f"it takes {', '.join(defaults)}")
         checked[name] = convert(network, name, value, hints[name], defaults[name])
     return checked
 

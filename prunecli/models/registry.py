@@ -55,7 +55,7 @@ NETWORKS = {
     "densenet-bc-100": Row("densenet", "densenet_bc", "DenseNet-BC-100 for CIFAR", (100,)),
     "wrn-16-8": Row("wrn", "wrn", "wide ResNet-16-8 for CIFAR (ASL); any wrn-D-K with D = 6n + 4", (16, 8)),
 }
-WIDE = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,4})")
+WIDE = re.compile(r"wrn-([1-9][0-9]{0,3})-([1-9][0-9]{0,3})")
 TORCHVISION = "torchvision:"
 
 
@@ -102,10 +102,11 @@ def options(name: str, trust: Collection[str] = ()) -> dict[str, Any]:
 def input_shape(name: str, args: dict[str, Any]) -> tuple[int, int, int] | None:
     """The input (C, H, W) that the network was made for; None for a user's function, which takes what its data has.
 
-    Raises UsageError for an unknown built-in name.
+    Raises UsageError for an unknown built-in name, and for sizes in `args` that are none.
     """
     if name.startswith(TORCHVISION):
-        side = args.get("image_size", 299 if "inception" in name else 224)
+        side = 299 if "inception" in name else 224
+        side = arguments.convert(name, "image_size", args.get("image_size", side), arguments.ImageSide, side)
         return 3, side, side
     if ":" in name:
         return None
@@ -113,7 +114,8 @@ def input_shape(name: str, args: dict[str, Any]) -> tuple[int, int, int] | None:
     channels, side = row.image
     if (row.defaults | args).get("stem") == "imagenet":
         side = 224
-    return args.get("in_channels", channels), side, side
+    channels = arguments.convert(name, "in_channels", args.get("in_channels", channels), arguments.Channels, channels)
+    return channels, side, side
 
 
 def _row(name: str) -> Row:
