@@ -224,6 +224,19 @@ def remove(path: str | Path) -> None:
         _remove(*map(pending, (where.sidecar, where.state, where.weights)))
 
 
+def exists(path: str | Path) -> bool:
+    """Whether there is a checkpoint at `path`, whole or one rename short of it."""
+    where = paths(path)
+    return where.sidecar.exists() and (where.weights.exists() or pending(where.weights).exists())
+
+
+def remove(path: str | Path) -> None:
+    """Remove the checkpoint `path`, if there is one: sidecar first, since without it there is none (see `exists`)."""
+    where = paths(path)
+    for target in (where.sidecar, where.state, where.weights):
+        _remove(target, pending(target))
+
+
 def write_pair(
     path: str | Path, sidecar: Sidecar, weights: Mapping[str, RawTensor], state: Mapping[str, RawTensor]
 ) -> str:
