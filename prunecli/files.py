@@ -289,7 +289,7 @@ def _claimed(where: Paths) -> Iterator[BinaryIO]:
             if _is_current(file, path) and os.fstat(file.fileno()).st_size:
                 _settle(where)
             if _is_current(file, path):
-                file.truncate()
+                file.truncate(0)
                 yield file
                 return
 
