@@ -1,0 +1,10 @@
+"""Structural pruning of any network that runs: trace what goes together, plan, cut."""
+
+from __future__ import annotations
+
+from prunecli.surgery.record import apply_record, replay
+from prunecli.surgery.shrink import apply
+from prunecli.surgery.structure import Group, Member, Plan, Structure
+from prunecli.surgery.trace import trace
+
+__all__ = ["Group", "Member", "Plan", "Structure", "apply", "apply_record", "replay", "trace"]

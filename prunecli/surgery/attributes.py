@@ -1,0 +1,62 @@
+"""Sizes that modules keep beside their tensors (`out_channels`, `num_features`, ...), put right after a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+Value = int | list[int]
+
+
+def derived(module: nn.Module, *, whole_groups: bool = False) -> dict[str, Value]:
+    """Sizes as the module's tensors have them now, for the classes of PyTorch that keep them.
+
+    `whole_groups` says that a grouped convolution lost whole groups rather than positions in every group.
+    """
+    match module:
+        case _ConvNd():
+            first, second = module.weight.shape[:2]
+            groups = module.groups
+            if whole_groups and groups > 1:
+                inside = (module.in_channels if isinstance(module, _ConvTransposeNd) else module.out_channels) // groups
+                groups = first // inside
+            inputs, outputs = (first, second * groups) if isinstance(module, _ConvTransposeNd) else (second * groups, first)
+            return {"in_channels": inputs, "out_channels": outputs, "groups": groups}
+        case nn.Linear():
+            return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
+        case nn.Embedding():
+            return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+        case _NormBase() if module.weight is not None or module.running_mean is not None:
+            return {"num_features": len(module.weight if module.weight is not None else module.running_mean)}  # type: ignore[arg-type]
+        case nn.GroupNorm() if module.affine:
+            return {"num_channels": len(module.weight)}
+        case nn.LayerNorm() if module.elementwise_affine:
+            return {"normalized_shape": list(module.weight.shape)}
+    return {}
+
+
+def changed(network: nn.Module, layers: Iterable[str], whole_groups: Mapping[str, bool]) -> dict[str, dict[str, Value]]:
+    """Sizes of these layers that no longer agree with their tensors, and what they should be."""
+    result = {}
+    for layer in layers:
+        module = network.get_submodule(layer)
+        sizes = derived(module, whole_groups=whole_groups.get(layer, False))
+        wrong = {name: value for name, value in sizes.items() if _plain(getattr(module, name)) != value}
+        if wrong:
+            result[layer] = wrong
+    return result
+
+
+def set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, Value]]) -> None:
+    """Set recorded attributes on the modules of a network; lists become tuples, as the modules themselves hold them."""
+    for layer, values in attributes.items():
+        module = network.get_submodule(layer)
+        for name, value in values.items():
+            setattr(module, name, tuple(value) if isinstance(value, list) else value)
+
+
+def _plain(value: int | tuple[int, ...]) -> Value:
+    return value if isinstance(value, int) else list(value)

@@ -1,0 +1,106 @@
+"""From a finished ledger to the groups of a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.surgery.ledger import FIXED, Axis, Components, Ledger
+from prunecli.surgery.structure import Group, Member, Structure, layer_of
+
+
+def structure_of(network: nn.Module, ledger: Ledger) -> Structure:
+    """Units are connected components; units on one output axis of a weight, and all tied to them, form a group."""
+    parts = ledger.components()
+    outputs = [axis for axis, role in ledger.roles.items() if role == "out"]
+    group_of = torch.full_like(parts.unit, -1)  # by representative node
+    unit_of = torch.full_like(parts.unit, -1)
+    clusters = _clusters(outputs, {axis: _units(parts, ledger.axes[axis]) for axis in outputs})
+    for number, (_, units) in enumerate(clusters):
+        group_of[units] = number
+        unit_of[units] = torch.arange(len(units))
+    members: list[list[Member]] = [[] for _ in clusters]
+    for axis, nodes in ledger.axes.items():
+        roots = parts.unit[nodes]
+        groups = group_of[roots]
+        for number in groups[groups >= 0].unique().tolist():
+            unit = torch.where(groups == number, unit_of[roots], -1)
+            members[number].append(Member(*axis, unit, ledger.roles.get(axis, "other")))
+    groups = [
+        _group(cluster, units, found, ledger, parts) for (cluster, units), found in zip(clusters, members, strict=True)
+    ]
+    frozen = {layer: group.reason for group in groups if group.reason for layer in group.layers}
+    return Structure(
+        groups=groups,
+        frozen=frozen | _never_called(network, ledger),
+        order=list(dict.fromkeys(layer_of(tensor) for tensor, _ in outputs)),
+        dense={name: tuple(t.shape) for name, t in own_tensors(network).items()},
+        aliases=_aliases(network),
+        whole_groups=dict(ledger.whole_groups),
+    )
+
+
+def own_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers by their first name."""
+    saved = network.state_dict(keep_vars=True)
+    named = (*network.named_parameters(), *network.named_buffers())
+    return {name: tensor for name, tensor in named if name in saved}
+
+
+def _aliases(network: nn.Module) -> dict[str, str]:
+    """Further names of tied tensors, and the first name of each."""
+    first = {id(tensor): name for name, tensor in own_tensors(network).items()}
+    saved = network.state_dict(keep_vars=True)
+    return {name: first[id(t)] for name, t in saved.items() if first.get(id(t), name) != name}
+
+
+def _units(parts: Components, nodes: Tensor) -> list[int]:
+    """Representatives of the units among these nodes, once each, in order."""
+    return [unit for unit in dict.fromkeys(parts.unit[nodes].tolist()) if unit != FIXED]
+
+
+def _clusters(outputs: list[Axis], units: dict[Axis, list[int]]) -> list[tuple[list[Axis], Tensor]]:
+    """Output axes that share units, and these units in the order in which they first appear."""
+    clusters: list[tuple[list[Axis], dict[int, None]]] = []
+    where: dict[int, int] = {}  # unit -> cluster
+    for axis in outputs:
+        hits = sorted({where[unit] for unit in units[axis] if unit in where})
+        home = hits[0] if hits else len(clusters)
+        if not hits:
+            clusters.append(([], {}))
+        for other in hits[1:]:
+            axes, moved = clusters[other]
+            clusters[home][0].extend(axes)
+            clusters[home][1].update(moved)
+            where.update(dict.fromkeys(moved, home))
+            clusters[other] = ([], {})
+        clusters[home][0].append(axis)
+        clusters[home][1].update(dict.fromkeys(units[axis]))
+        where.update(dict.fromkeys(units[axis], home))
+    order = {axis: i for i, axis in enumerate(outputs)}
+    full = [(sorted(axes, key=order.__getitem__), torch.tensor(list(found), dtype=torch.int64)) for axes, found in clusters]
+    return sorted((cluster for cluster in full if cluster[0]), key=lambda cluster: order[cluster[0][0]])
+
+
+def _group(outputs: list[Axis], units: Tensor, members: list[Member], ledger: Ledger, parts: Components) -> Group:
+    changes = [parts.changes[unit] for unit in units.tolist() if unit in parts.changes]
+    reason = None
+    if len(units) == 0:
+        reason = parts.why_fixed(ledger.axes[outputs[0]])
+    elif len(units) == 1:
+        reason = "all of its channels must go together"
+    return Group(
+        key=layer_of(outputs[0][0]),
+        units=len(units) if reason is None else 0,
+        outputs=outputs,
+        members=members if reason is None else [],
+        reason=reason,
+        changes_function=changes[0] if changes else None,
+    )
+
+
+def _never_called(network: nn.Module, ledger: Ledger) -> dict[str, str]:
+    """Layers with parameters that took no part in the run."""
+    busy = ledger.called | {layer_of(tensor) for tensor, _ in ledger.roles}
+    named = (name for name, module in network.named_modules() if any(True for _ in module.parameters(recurse=False)))
+    return dict.fromkeys((name for name in named if name not in busy), "never called on these inputs")

@@ -1,0 +1,166 @@
+"""Label layers: which node each element of a tensor belongs to, in a form that broadcasts to the tensor's shape.
+
+A layer is an int64 tensor with as many axes as its tensor and size 1 along each axis on which it does not depend; the
+axes of larger size are its support. A tensor carries one layer for each independent way in which it can be cut: a
+convolution's weight two (its outputs, its inputs), a feature map one, an unlabelled tensor none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prunecli.surgery.ledger import FIXED, Ledger
+
+Layers = tuple[Tensor, ...]
+Operand = tuple[Sequence[int], Layers]  # shape of a tensor and its layers
+
+
+def support(layer: Tensor) -> set[int]:
+    """Axes along which a layer varies."""
+    return {d for d, size in enumerate(layer.shape) if size > 1}
+
+
+def along(nodes: Tensor, axis: int, ndim: int) -> Layers:
+    """The layer of a tensor of `ndim` axes whose slices along `axis` are `nodes` [length]; none for a single slice."""
+    if len(nodes) == 1 or not bool(nodes.any()):
+        return ()
+    return (nodes.view([-1 if d == axis % ndim else 1 for d in range(ndim)]),)
+
+
+def compact(layer: Tensor) -> Tensor:
+    """Drop the axes along which a layer turns out to be constant."""
+    for d in support(layer):
+        first = layer.narrow(d, 0, 1)
+        if bool((layer == first).all()):
+            layer = first
+    return layer
+
+
+def unite(ledger: Ledger, operands: Sequence[Operand], why: str) -> Layers:
+    """Layers of an element-wise result: operands broadcast, and what varies along common axes is tied.
+
+    An operand of size 1 along those axes is broadcast whatever the cut; one of full size without labels fixes them.
+    """
+    ndim = max(len(shape) for shape, _ in operands)
+    shapes = [(1,) * (ndim - len(shape)) + tuple(shape) for shape, _ in operands]
+    clusters: list[tuple[set[int], list[tuple[int, Tensor]]]] = []
+    for number, (_, layers) in enumerate(operands):
+        for layer in layers:
+            layer = layer.view((1,) * (ndim - layer.ndim) + tuple(layer.shape))
+            axes, members = support(layer), [(number, layer)]
+            for cluster in [c for c in clusters if c[0] & axes]:
+                axes, members = axes | cluster[0], cluster[1] + members
+                clusters.remove(cluster)
+            clusters.append((axes, members))
+    result = []
+    for axes, members in clusters:
+        chosen = min((layer for _, layer in members), key=Tensor.numel)
+        for _, layer in members:
+            if layer is not chosen:
+                ledger.tie(chosen, layer, why)
+        labelled = {number for number, _ in members}
+        if any(shapes[n][d] > 1 for n in range(len(shapes)) if n not in labelled for d in axes):
+            ledger.fix(chosen, why)
+        result.append(chosen)
+    return tuple(result)
+
+
+def vector(ledger: Ledger, layers: Layers, axis: int, length: int, why: str) -> Tensor:
+    """One node a slice along `axis`, [length]: all that a slice holds is tied. Fixed where nothing is labelled."""
+    chosen = None
+    for layer in layers:
+        if layer.shape[axis] > 1:
+            slices = layer.movedim(axis, 0).reshape(length, -1)
+            nodes = slices[:, 0]
+            if slices.shape[1] > 1:
+                ledger.tie(slices, nodes[:, None], why)
+            if chosen is not None:
+                ledger.tie(chosen, nodes, why)
+            chosen = nodes if chosen is None else chosen
+    return torch.full([length], FIXED) if chosen is None else chosen
+
+
+def fix_support(ledger: Ledger, layers: Layers, axes: set[int], why: str) -> Layers:
+    """Fix the layers that vary along any of `axes`; return the others."""
+    for layer in layers:
+        if support(layer) & axes:
+            ledger.fix(layer, why)
+    return tuple(layer for layer in layers if not support(layer) & axes)
+
+
+def rigid(ledger: Ledger, layers: Layers, axis: int, why: str) -> Layers:
+    """The code depends on places along `axis`, so no cut may run along it; layers without that axis come back."""
+    result = []
+    for layer in layers:
+        if support(layer) == {axis}:
+            ledger.fix(layer, why)
+        elif axis in support(layer):
+            ledger.tie(layer, layer.narrow(axis, 0, 1), why)
+            result.append(layer.narrow(axis, 0, 1))
+        else:
+            result.append(layer)
+    return tuple(result)
+
+
+def reshape(ledger: Ledger, layer: Tensor, before: Sequence[int], after: Sequence[int], why: str) -> Layers:
+    """The layer of a tensor of shape `before` seen in shape `after`, same elements in the same order."""
+    axes = support(layer)
+    expanded, target, torn, split = list(layer.shape), [1] * len(after), False, False
+    for old, new in _common_factors(before, after):
+        if not axes & set(old):
+            continue
+        for d in old:
+            expanded[d] = before[d]
+        for d in new:
+            target[d] = after[d]
+        split |= len(new) > 1
+        torn |= len(old) > 1 and len(new) > 1
+    if torn:
+        ledger.fix(layer, why)
+        return ()
+    result = layer.expand(expanded).reshape(target)
+    if split:
+        result = compact(result)
+        if len(support(result)) > 1:
+            ledger.split(result, why)
+    return (result,) if support(result) else ()
+
+
+def _common_factors(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Smallest runs of axes, sizes 1 left out, that hold the same number of elements on both sides."""
+    old = [d for d, size in enumerate(before) if size != 1]
+    new = [d for d, size in enumerate(after) if size != 1]
+    runs, i, j = [], 0, 0
+    while i < len(old) and j < len(new):
+        first, second = i, j
+        a, b = before[old[i]], after[new[j]]
+        while a != b:
+            if a < b:
+                i += 1
+                a *= before[old[i]]
+            else:
+                j += 1
+                b *= after[new[j]]
+        i, j = i + 1, j + 1
+        runs.append((old[first:i], new[second:j]))
+    return runs
+
+
+def concatenate(ledger: Ledger, operands: Sequence[Operand], axis: int, why: str) -> Layers:
+    """Layers of a concatenation: places of unlabelled operands along `axis` are fixed."""
+    shapes = [[1 if d == axis else size for d, size in enumerate(shape)] for shape, _ in operands]
+    across = [(s, tuple(x for x in layers if x.shape[axis] == 1)) for s, (_, layers) in zip(shapes, operands, strict=True)]
+    pieces = []
+    for shape, layers in operands:
+        hits = [layer for layer in layers if layer.shape[axis] > 1]
+        for other in hits[1:]:
+            ledger.tie(hits[0], other, why)
+        pieces.append(hits[0] if hits else torch.full([shape[d] if d == axis else 1 for d in range(len(shape))], FIXED))
+    if not any(bool(piece.any()) for piece in pieces):
+        return unite(ledger, across, why)
+    common = [max(sizes) for sizes in zip(*(piece.shape for piece in pieces), strict=True)]
+    joined = torch.cat([p.expand([p.shape[d] if d == axis else n for d, n in enumerate(common)]) for p in pieces], axis)
+    return (joined, *unite(ledger, across, why))

@@ -1,0 +1,126 @@
+"""The ledger of a trace: a node for every slice of every parameter axis, and which nodes must be cut together.
+
+Node 0 stands for everything that cannot be cut: constants, padding, the network's own inputs and outputs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+FIXED = 0
+Axis = tuple[str, int]  # name of a parameter or buffer, axis
+
+
+class Ledger:
+    """Records ties; whatever follows from them is worked out once, at the end, by `components`."""
+
+    def __init__(self) -> None:
+        self.axes: dict[Axis, Tensor] = {}
+        self.roles: dict[Axis, str] = {}
+        self.called: set[str] = set()
+        self.splits: list[tuple[Tensor, str]] = []
+        self.whole_groups: dict[str, bool] = {}  # layer -> does its grouped convolution lose whole groups?
+        self._starts: list[int] = []
+        self._owners: list[Axis] = []
+        self._ties: list[tuple[Tensor, Tensor, str]] = []
+        self._changes: list[tuple[Tensor, str]] = []
+        self._size = 1
+
+    def axis(self, tensor: str, axis: int, length: int) -> Tensor:
+        """Nodes [length] of a parameter axis, always the same ones: a layer called twice ties both calls."""
+        key = (tensor, axis)
+        if key not in self.axes:
+            self.axes[key] = torch.arange(self._size, self._size + length)
+            self._starts.append(self._size)
+            self._owners.append(key)
+            self._size += length
+        return self.axes[key]
+
+    def tie(self, first: Tensor, second: Tensor, why: str) -> None:
+        """Nodes at equal places of two broadcastable tensors go together; a tie to node 0 fixes."""
+        first, second = torch.broadcast_tensors(first, second)
+        self._ties.append((first.reshape(-1), second.reshape(-1), why))
+
+    def fix(self, nodes: Tensor, why: str) -> None:
+        """These nodes cannot be cut, and `why`."""
+        self.tie(nodes, nodes.new_tensor(FIXED), why)
+
+    def change(self, nodes: Tensor, why: str) -> None:
+        """Cutting these nodes changes what the network computes, beyond the removal itself."""
+        self._changes.append((nodes.reshape(-1), why))
+
+    def split(self, nodes: Tensor, why: str) -> None:
+        """An axis was split into those of `nodes`: a cut must leave a rectangle, so it may run along one of them only."""
+        self.splits.append((nodes, why))
+
+    def mark(self, nodes: Tensor, role: str) -> None:
+        """The parameter axes that own these nodes act as `role`; "out" and "in" win over anything else."""
+        for start in {bisect_right(self._starts, node) - 1 for node in nodes.reshape(-1)[[0, -1]].tolist()} - {-1}:
+            owner = self._owners[start]
+            if self.roles.get(owner) not in ("out", "in"):
+                self.roles[owner] = role
+
+    def components(self) -> Components:
+        """The units: connected components of all ties, rectangles enforced."""
+        result = Components(self._size, self._ties, self._changes)
+        while True:
+            broken = [entry for entry in self.splits if not _is_rectangle(result.unit[entry[0]])]
+            if not broken:
+                return result
+            for nodes, why in broken:  # the same positions in every block
+                last = max(d for d in range(nodes.ndim) if nodes.shape[d] > 1)
+                positions = nodes.movedim(last, -1).reshape(-1, nodes.shape[last])[0]
+                self.tie(nodes.movedim(last, -1), positions, why)
+            result = Components(self._size, self._ties, self._changes)
+
+
+class Components:
+    """Units of a finished trace: `unit[node]` is a representative node, 0 for whatever is fixed."""
+
+    def __init__(self, size: int, ties: list[tuple[Tensor, Tensor, str]], changes: list[tuple[Tensor, str]]) -> None:
+        empty = torch.zeros(0, dtype=torch.int64)
+        first = torch.cat([empty, *(a for a, _, _ in ties)])
+        second = torch.cat([empty, *(b for _, b, _ in ties)])
+        source = torch.repeat_interleave(torch.tensor([len(a) for a, _, _ in ties], dtype=torch.int64))
+        fixing = ((first == FIXED) ^ (second == FIXED)).nonzero()[:, 0]
+        joining = (first != second) & (first != FIXED) & (second != FIXED)
+        self.root = _connected(size, first[joining], second[joining])
+        fixed_root = self.root[torch.maximum(first[fixing], second[fixing])]
+        self.reasons: dict[int, str] = {}
+        for root, number in zip(fixed_root.tolist(), source[fixing].tolist(), strict=True):
+            self.reasons.setdefault(root, ties[number][2])
+        self.unit = self.root.clone()
+        self.unit[torch.isin(self.root, fixed_root)] = FIXED
+        self.changes: dict[int, str] = {}
+        for nodes, why in changes:
+            for root in self.unit[nodes].unique().tolist():
+                self.changes.setdefault(root, why)
+
+    def why_fixed(self, nodes: Tensor) -> str:
+        """The first reason that fixed any of these nodes."""
+        return next(self._reasons_of(nodes), "nothing consumes or produces it")
+
+    def _reasons_of(self, nodes: Tensor) -> Iterator[str]:
+        return (self.reasons[root] for root in self.root[nodes].tolist() if root in self.reasons)
+
+
+def _connected(size: int, first: Tensor, second: Tensor) -> Tensor:
+    """Smallest node of each node's connected component, by hooking roots and pointer jumping; [size]."""
+    root = torch.arange(size)
+    while True:
+        a, b = root[first], root[second]
+        if torch.equal(a, b):
+            return root
+        root.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+        while not torch.equal(root, root[root]):
+            root = root[root]
+
+
+def _is_rectangle(units: Tensor) -> bool:
+    """Do the cuttable units of a split axis vary along at most one of its axes?"""
+    varying = [d for d in range(units.ndim) if not bool((units == units.narrow(d, 0, 1)).all())]
+    return len(varying) <= 1

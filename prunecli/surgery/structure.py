@@ -1,0 +1,173 @@
+"""What can be cut from a network: groups of units, and what a plan leaves of every tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from prunecli.errors import TargetError, UsageError, nearest
+from prunecli.surgery.ledger import Axis
+
+
+@dataclass(frozen=True)
+class Member:
+    """An axis of a parameter or buffer that loses slices with a group.
+
+    `unit` [axis length] is the group's unit at each slice, -1 where the slice belongs to another group or to none.
+    `role`: "out" where a weight makes the units, "in" where a weight consumes them, "norm" for a normalisation's
+    parameters and statistics, "other" for biases, depthwise weights, scales.
+    """
+
+    tensor: str
+    axis: int
+    unit: Tensor
+    role: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that share the output axes of some weights; `key` is the first of these layers.
+
+    `units` counts those that may be removed; a group of which none may says why in `reason`. `changes_function` says why
+    a cut is more than the removal of its units (a layer norm over the cut axis), None where cutting equals masking.
+    """
+
+    key: str
+    units: int
+    outputs: list[Axis]
+    members: list[Member]
+    reason: str | None = None
+    changes_function: str | None = None
+
+    @property
+    def prunable(self) -> bool:
+        """Can any unit be removed?"""
+        return self.reason is None
+
+    @property
+    def producers(self) -> list[str]:
+        """The weights whose output axes make the units."""
+        return [tensor for tensor, _ in self.outputs]
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers whose outputs the units are."""
+        return [layer_of(tensor) for tensor in self.producers]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept unit indices, ascending, by group key; a group that is not named keeps all."""
+
+    kept: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All groups of a network in the order of their first layers, and why the layers in `frozen` cannot be cut.
+
+    `order` lists the layers whose weights make channels, in the order of their first call. `dense` has the shape of every
+    parameter and saved buffer when it was traced; `aliases` maps further names of tied tensors to the first.
+    """
+
+    groups: list[Group]
+    frozen: dict[str, str]
+    order: list[str]
+    dense: dict[str, tuple[int, ...]]
+    aliases: dict[str, str]
+    whole_groups: dict[str, bool]
+
+    @cached_property
+    def by_key(self) -> dict[str, Group]:
+        """Groups by key."""
+        return {group.key: group for group in self.groups}
+
+    def group_of(self, layer: str) -> Group:
+        """The group of a layer's outputs. Raises UsageError when the layer makes none."""
+        for group in self.groups:
+            if layer in group.layers:
+                return group
+        raise UsageError(f"layer {layer!r} has no channels of its own", nearest(layer, self.order))
+
+    def widths(self, plan: Plan) -> dict[str, int]:
+        """Output channels of every layer of `order` after the plan."""
+        lengths = self._lengths(plan)
+        return {layer_of(t): lengths.get((t, a), self.dense[t][a]) for g in self.groups for t, a in g.outputs}
+
+    def shapes(self, plan: Plan) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter and saved buffer after the plan, by every name it has."""
+        shapes = {name: list(shape) for name, shape in self.dense.items()}
+        for (tensor, axis), length in self._lengths(plan).items():
+            shapes[tensor][axis] = length
+        for alias, name in self.aliases.items():
+            shapes[alias] = shapes[name]
+        return {name: tuple(shape) for name, shape in shapes.items()}
+
+    def keep_masks(self, plan: Plan) -> dict[Axis, Tensor]:
+        """What each axis keeps, bool [axis length], for the axes that lose anything.
+
+        Raises UsageError for a plan that does not fit this network and TargetError for one that empties a layer.
+        """
+        self._check(plan)
+        masks: dict[Axis, Tensor] = {}
+        for key, kept in plan.kept.items():
+            group = self.by_key[key]
+            gone = torch.ones(group.units + 1, dtype=torch.bool)
+            gone[kept] = False
+            gone[-1] = False  # where unit is -1
+            for member in group.members:
+                lost = gone[member.unit]
+                if bool(lost.any()):
+                    axis = (member.tensor, member.axis)
+                    masks[axis] = masks.get(axis, torch.ones_like(lost)) & ~lost
+        for (tensor, axis), mask in masks.items():
+            if not bool(mask.any()):
+                raise TargetError(f"the plan leaves nothing of axis {axis} of {tensor}", "keep more of this layer")
+        return masks
+
+    def _check(self, plan: Plan) -> None:
+        for key, kept in plan.kept.items():
+            if key not in self.by_key:
+                raise UsageError(f"the plan cuts layer {key!r}, which this network has not", nearest(key, self.by_key))
+            group = self.by_key[key]
+            if not kept and group.units:
+                raise TargetError(f"the plan removes every channel of layer {key!r}", "at least one must stay")
+            if any(b <= a for a, b in zip([-1, *kept], kept, strict=False)) or (kept and kept[-1] >= group.units):
+                raise UsageError(
+                    f"the plan for layer {key!r} keeps channels that are not ascending within its {group.units}",
+                    "was it made for another network?",
+                )
+
+    def _lengths(self, plan: Plan) -> dict[Axis, int]:
+        """Length of each axis that a plan can change, without looking at single slices where units are of equal size."""
+        lengths = dict(self._full)
+        for key, kept in plan.kept.items():
+            group = self.by_key[key]
+            removed = group.units - len(kept)
+            for axis, size, sizes in self._sizes[key]:
+                lengths[axis] -= removed * size if sizes is None else int(sizes.sum() - sizes[kept].sum())
+        return lengths
+
+    @cached_property
+    def _full(self) -> dict[Axis, int]:
+        return {(m.tensor, m.axis): len(m.unit) for group in self.groups for m in group.members}
+
+    @cached_property
+    def _sizes(self) -> dict[str, list[tuple[Axis, int, Tensor | None]]]:
+        """By group: slices a unit has on each axis, as one number where all units have as many."""
+        result: dict[str, list[tuple[Axis, int, Tensor | None]]] = {}
+        for group in self.groups:
+            result[group.key] = []
+            for member in group.members:
+                sizes = torch.bincount(member.unit[member.unit >= 0], minlength=group.units)
+                uniform = bool((sizes == sizes[0]).all())
+                result[group.key].append(((member.tensor, member.axis), int(sizes[0]), None if uniform else sizes))
+        return result
+
+
+def layer_of(tensor: str) -> str:
+    """Name of the module that owns a parameter or buffer."""
+    return tensor.rpartition(".")[0]

@@ -1,0 +1,96 @@
+"""The two properties that every cut must have, for use by any test.
+
+Removing dead units changes nothing; cutting equals masking. Both are checked in float64 on networks whose weights,
+scales, shifts and statistics are random, so that a slice taken from the wrong place shows.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from prunecli.surgery import Plan, Structure, apply, trace
+
+TOLERANCE = 1e-9
+
+
+def half(structure: Structure, seed: int = 0) -> Plan:
+    """A plan that keeps a random half of the units of every prunable group."""
+    draw = random.Random(seed)
+    groups = [group for group in structure.groups if group.prunable]
+    return Plan({g.key: sorted(draw.sample(range(g.units), g.units - g.units // 2)) for g in groups})
+
+
+def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
+    """A float64 copy with random scales, shifts and statistics and without dropout."""
+    network = copy.deepcopy(network).double()
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+            scale = 1.0 if tensor.ndim < 2 else (3 / max(1, tensor[0].numel())) ** 0.5
+            tensor.data = noise + 0.5 if name.endswith("running_var") else (2 * noise - 1) * scale
+            if name.endswith("running_var") is False and tensor.ndim == 1:
+                tensor.data += 0.1
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return network
+
+
+def check_masking(network: nn.Module, inputs: tuple[Any, ...], plan: Plan | None = None, *, seed: int = 0) -> Structure:
+    """Cutting equals masking: the same as zeroing whatever weights make of the removed units, in eval and train mode."""
+    network = randomise(network, seed)
+    inputs = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
+    structure = trace(network, *inputs)
+    plan = plan or half(structure, seed)
+    masked, cut = copy.deepcopy(network), copy.deepcopy(network)
+    zero(masked, structure, plan, ("in",))
+    apply(cut, structure, plan)
+    for train in (False, True):
+        same(masked.train(train), cut.train(train), inputs)
+    return structure
+
+
+def check_dead(network: nn.Module, inputs: tuple[Any, ...], plan: Plan | None = None, *, seed: int = 0) -> Structure:
+    """Removing units whose weights, biases, scales, shifts and running means are zero changes nothing in either mode."""
+    network = randomise(network, seed)
+    inputs = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
+    structure = trace(network, *inputs)
+    plan = plan or half(structure, seed)
+    zero(network, structure, plan, ("out", "norm", "other"))
+    cut = copy.deepcopy(network)
+    apply(cut, structure, plan)
+    for train in (False, True):
+        same(network.train(train), cut.train(train), inputs)
+    return structure
+
+
+def zero(network: nn.Module, structure: Structure, plan: Plan, roles: tuple[str, ...]) -> None:
+    """Zero the slices of the removed units on the axes with these roles; variances stay."""
+    tensors = network.state_dict(keep_vars=True)
+    for key, kept in plan.kept.items():
+        group = structure.by_key[key]
+        gone = torch.ones(group.units + 1, dtype=torch.bool)
+        gone[[*kept, -1]] = False
+        for member in group.members:
+            if member.role in roles and not member.tensor.endswith("running_var"):
+                places = gone[member.unit].nonzero()[:, 0]
+                tensors[member.tensor].data.index_fill_(member.axis, places, 0.0)
+
+
+def same(first: nn.Module, second: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Both networks give the same output, relative to its largest value."""
+    with torch.no_grad():
+        a, b = (tree_leaves(copy.deepcopy(network)(*inputs)) for network in (first, second))
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        if isinstance(x, Tensor):
+            assert x.shape == y.shape
+            assert x.abs().max() > 0, "the output is zero: this checks nothing"
+            assert (x - y).abs().max() <= TOLERANCE * x.abs().max()
