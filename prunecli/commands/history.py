@@ -19,7 +19,7 @@ def step(
     return Step(
         command=command,
         options={key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
-        versions={"prunecli": prunecli.__version__, "torch": torch.__version__},
+        versions={"prunecli": prunecli.__version__, "torch": str(torch.__version__)},
         parent=parent,
         cost={key: float(value) for key, value in measured.items()},
         notes=list(notes),

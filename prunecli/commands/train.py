@@ -11,6 +11,7 @@ from prunecli import checkpoint as checkpoints
 from prunecli import models, training
 from prunecli.checkpoint import Checkpoint
 from prunecli.commands.running import Written, carry_out
+from prunecli.data import Dataset
 from prunecli.errors import DamagedError, UsageError
 from prunecli.measure import cost
 from prunecli.options import parse_pairs
@@ -28,11 +29,9 @@ def run(options: TrainOptions, say: Say = silent) -> Written:
     Ctrl-C or SIGTERM, with the run saved for `--resume`.
     """
     arguments = parse_pairs(options.arch_arg, "--arch-arg")
-    channels, height, width = models.input_shape(options.arch, arguments)
-    if options.image_size:
-        height = width = options.image_size
-    data = training.open_data(None, options, (channels, height, width))
-    arch = Arch(name=options.arch, args=_with_classes(options.arch, arguments, data.info.classes))
+    data = _open(options, models.input_shape(options.arch, arguments))
+    known = models.options(options.arch, options.trust)
+    arch = Arch(name=options.arch, args=_with_classes(arguments, data.info.classes if "num_classes" in known else None))
     network = new_network(arch, options.seed or 0, options.trust)
     _load(network, options.init)
     _check_output(network, data.info)
@@ -55,9 +54,16 @@ def new_network(arch: Arch, seed: int, trust: tuple[str, ...]) -> nn.Module:
         return models.build(arch.name, arch.args, trust)
 
 
-def _with_classes(name: str, arguments: dict[str, Any], classes: int) -> dict[str, Any]:
-    """The arguments with the data's number of classes, except for a user's own function, which may not take it."""
-    if ":" in name and not name.startswith("torchvision:"):
+def _open(options: TrainOptions, shape: tuple[int, int, int] | None) -> Dataset:
+    """The data with images of the network's shape, or of their own where it is a user's, and of `--image-size`."""
+    if options.image_size:
+        shape = (shape or training.open_data(None, options, None).info.shape)[0], options.image_size, options.image_size
+    return training.open_data(None, options, shape)
+
+
+def _with_classes(arguments: dict[str, Any], classes: int | None) -> dict[str, Any]:
+    """The arguments with the data's number of classes, unless the network takes no such argument (`classes` None)."""
+    if classes is None:
         return arguments
     given = arguments.get("num_classes", classes)
     if isinstance(given, int) and given < classes:

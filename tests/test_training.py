@@ -1,0 +1,262 @@
+"""Training runs: interrupted and resumed to the same bytes, masks enforced, failures that keep what was saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import prunecli
+from prunecli import checkpoint as checkpoints
+from prunecli.checkpoint import Checkpoint, pack_mask
+from prunecli.errors import DamagedError, Interrupted, PruneError, UsageError
+from prunecli.options.train import FinetuneOptions, TrainOptions
+from prunecli.progress import Silent
+
+TRAIN = TrainOptions(
+    arch="lenet5", data="digits", epochs=2, batch_size=256, keep="0,1", threads=1, output="x.safetensors", augment=True
+)
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+class KillAt(Silent):
+    """Dies after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def status(self, text: str) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+
+def pair(path: Path) -> tuple[bytes, bytes]:
+    return path.read_bytes(), path.with_suffix(".json").read_bytes()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("steps", [1, 4, 6, 9])
+def test_a_killed_and_resumed_run_ends_with_the_same_bytes(tmp_path: Path, optimizer: str, steps: int) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    options = dataclasses.replace(TRAIN, optimizer=optimizer, lr=0.01, save_every=2)
+    whole = dataclasses.replace(options, output=str(tmp_path / "a" / "x.safetensors"))
+    halted = dataclasses.replace(options, output=str(tmp_path / "b" / "x.safetensors"), resume=True)
+    prunecli.train(whole)
+    with pytest.raises(Killed):
+        prunecli.train(halted, KillAt(steps))
+    assert (tmp_path / "b" / "x.partial.safetensors").exists() == (steps >= 2)
+    prunecli.train(halted)
+    for name in ("x.safetensors", "x.epoch0.safetensors", "x.epoch1.safetensors"):
+        assert pair(tmp_path / "a" / name) == pair(tmp_path / "b" / name)
+    assert not list(tmp_path.glob("*/*partial*"))
+
+
+def test_dropout_draws_the_same_numbers_after_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dropping.py").write_text(
+        "from torch import nn\n"
+        "def network():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = dataclasses.replace(
+        TRAIN, arch="dropping:network", trust=("dropping",), image_size=8, save_every=1, keep=""
+    )
+    prunecli.train(dataclasses.replace(options, output="whole.safetensors"))
+    with pytest.raises(Killed):
+        prunecli.train(dataclasses.replace(options, output="halted.safetensors"), KillAt(7))
+    prunecli.train(dataclasses.replace(options, output="halted.safetensors", resume=True))
+    assert Path("whole.safetensors").read_bytes() == Path("halted.safetensors").read_bytes()
+
+
+def test_resuming_with_other_options_is_refused(tmp_path: Path) -> None:
+    options = dataclasses.replace(TRAIN, output=str(tmp_path / "x.safetensors"), save_every=2)
+    with pytest.raises(Killed):
+        prunecli.train(options, KillAt(5))
+    before = pair(tmp_path / "x.partial.safetensors")
+    with pytest.raises(UsageError, match=r"lr.*0\.3|training"):
+        prunecli.train(dataclasses.replace(options, resume=True, lr=0.3))
+    assert pair(tmp_path / "x.partial.safetensors") == before
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_resuming_a_complete_run_trains_nothing(tmp_path: Path) -> None:
+    options = dataclasses.replace(TRAIN, output=str(tmp_path / "x.safetensors"))
+    prunecli.train(options)
+    before = (tmp_path / "x.safetensors").stat().st_mtime_ns
+    result = prunecli.train(dataclasses.replace(options, resume=True), KillAt(0))
+    assert "already complete" in result.notes[0]
+    assert (tmp_path / "x.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_resumable_checkpoint_first(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "prunecli", "train", "--arch", "lenet5", "--data", "digits", "--epochs", "500"]
+    command += ["--threads", "1", "-o", str(tmp_path / "x.safetensors")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()  # an epoch is over
+        process.send_signal(number)
+        rest = process.stderr.read()
+        assert process.wait(30) == 128 + number
+    assert first.startswith("epoch 1/500")
+    assert "error: interrupted at epoch" in rest
+    assert "--resume" in rest
+    assert "Traceback" not in rest
+    saved = checkpoints.load(tmp_path / "x.partial.safetensors").sidecar.training
+    assert saved is not None
+    assert 1 <= saved.epoch < 500
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_diverging_run_says_where_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    options = dataclasses.replace(
+        TRAIN, output=str(tmp_path / "x.safetensors"), lr=1e6, schedule="constant", warmup=0.5, save_every=1, epochs=9
+    )
+    with pytest.raises(PruneError, match=r"loss is (nan|inf) at step \d+ of epoch \d+, learning rate"):
+        prunecli.train(options)
+    assert not (tmp_path / "x.safetensors").exists()
+    checkpoints.load(tmp_path / "x.partial.safetensors")  # finite, or loading would refuse it
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    prunecli.train(dataclasses.replace(TRAIN, output=str(path), epochs=4, keep="1", lr=0.02))
+    return path
+
+
+def masked(base: Path, path: Path) -> Checkpoint:
+    """`base` with half of conv2's weights masked, and momentum that would revive them."""
+    loaded = checkpoints.load(base)
+    weight = loaded.weights["conv2.weight"]
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    loaded.weights["conv2.weight"] = weight * mask
+    loaded.sidecar.masks = {"conv2.weight": pack_mask(mask)}
+    checkpoints.save(loaded, path)
+    return loaded
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_finetuning_keeps_masked_weights_and_their_state_at_zero(base: Path, tmp_path: Path, optimizer: str) -> None:
+    before = masked(base, tmp_path / "masked.safetensors")
+    mask = checkpoints.unpack_mask(before.sidecar.masks["conv2.weight"])
+    options = FinetuneOptions(
+        checkpoint=str(tmp_path / "masked.safetensors"),
+        output=str(tmp_path / "tuned.safetensors"),
+        epochs=1,
+        optimizer=optimizer,
+        carry=True,
+        threads=1,
+    )
+    prunecli.finetune(options)
+    tuned = checkpoints.load(tmp_path / "tuned.safetensors")
+    weight = tuned.weights["conv2.weight"]
+    assert torch.all(weight[~mask] == 0)
+    assert torch.all(weight[mask] != before.weights["conv2.weight"][mask])
+    assert tuned.sidecar.masks == before.sidecar.masks
+    assert tuned.sidecar.optimizer is not None
+    for key, array in tuned.sidecar.optimizer.state["conv2.weight"].items():
+        state = checkpoints.to_tensor(array)
+        if state.shape == mask.shape:
+            assert torch.all(state[~mask] == 0), key
+
+
+def test_finetuning_a_snapshot_goes_on_to_the_end_of_the_same_run(base: Path, tmp_path: Path) -> None:
+    prunecli.finetune(
+        FinetuneOptions(
+            checkpoint=str(base.with_suffix(".epoch1.safetensors")), output=str(tmp_path / "on.safetensors"), threads=1
+        )
+    )
+    assert (tmp_path / "on.safetensors").read_bytes() == base.read_bytes()
+
+
+def test_finetuning_a_finished_run_begins_one_at_its_last_rate(base: Path, tmp_path: Path) -> None:
+    prunecli.finetune(
+        FinetuneOptions(checkpoint=str(base), output=str(tmp_path / "on.safetensors"), epochs=1, threads=1)
+    )
+    spec = checkpoints.load(tmp_path / "on.safetensors").sidecar.training
+    assert spec is not None
+    assert spec.schedule.kind == "constant"
+    assert spec.lr == pytest.approx(0.02 * (1 + torch.cos(torch.tensor(0.75 * torch.pi)).item()) / 2)
+
+
+def test_the_whole_accuracy_is_recorded_with_its_split(base: Path) -> None:
+    metrics = checkpoints.load(base).sidecar.metrics
+    assert metrics.split == "test"
+    assert metrics.last is not None
+    assert metrics.best is not None
+    assert len(metrics.curve) == 4
+    assert metrics.best.values["top1"] == max(log.test["top1"] for log in metrics.curve if log.test)
+    network, loaded = prunecli.load(base)
+    from prunecli import training
+
+    data = training.open_data(loaded.sidecar.data, TRAIN, (1, 32, 32))
+    assert training.evaluate(network, data.test)["top1"] == pytest.approx(metrics.last.values["top1"])
+
+
+def test_validation_examples_are_held_out_and_named(tmp_path: Path) -> None:
+    prunecli.train(dataclasses.replace(TRAIN, output=str(tmp_path / "x.safetensors"), epochs=1, keep="", val=0.25))
+    sidecar = checkpoints.load(tmp_path / "x.safetensors").sidecar
+    assert sidecar.metrics.split == "val"
+    assert sidecar.data is not None
+    assert sidecar.data.val == 0.25
+
+
+def test_mixed_precision_trains_and_keeps_fp32_weights(tmp_path: Path) -> None:
+    prunecli.train(dataclasses.replace(TRAIN, output=str(tmp_path / "x.safetensors"), precision="bf16", keep=""))
+    loaded = checkpoints.load(tmp_path / "x.safetensors")
+    assert {t.dtype for t in loaded.weights.values()} == {torch.float32}
+    assert loaded.sidecar.metrics.curve[1].train["loss"] < loaded.sidecar.metrics.curve[0].train["loss"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_init_takes_weights_of_other_programs(base: Path, tmp_path: Path, suffix: str) -> None:
+    weights = {name: tensor.clone() for name, tensor in checkpoints.load(base).weights.items()}
+    given = tmp_path / ("given" + suffix)
+    if suffix == ".pt":
+        torch.save({"state_dict": {"module." + k: v for k, v in weights.items()}}, given)
+    else:
+        given.write_bytes(base.read_bytes())
+    prunecli.train(
+        dataclasses.replace(TRAIN, init=str(given), epochs=0, keep="", output=str(tmp_path / "x.safetensors"))
+    )
+    written = checkpoints.load(tmp_path / "x.safetensors").weights
+    assert all(torch.equal(written[name], weights[name]) for name in weights)
+
+
+def test_init_of_another_network_names_the_difference(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match=r"conv1.weight has shape"):
+        prunecli.train(
+            dataclasses.replace(TRAIN, arch="resnet20", init=str(base), keep="", output=str(tmp_path / "x.safetensors"))
+        )
+
+
+def test_equal_runs_write_equal_bytes(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "base.safetensors"
+    prunecli.train(dataclasses.replace(TRAIN, output=str(path), epochs=4, keep="1", lr=0.02))
+    assert pair(path) == pair(base)
+
+
+def test_interrupted_without_a_place_to_save_writes_nothing(base: Path) -> None:
+    from prunecli import training
+
+    loaded = checkpoints.load(base.with_suffix(".epoch1.safetensors"))
+    data = training.open_data(loaded.sidecar.data, TRAIN, (1, 32, 32))
+
+    class Press(Silent):
+        def status(self, text: str) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted) as caught:
+        training.fit(loaded, data, TRAIN, say=Press())
+    assert caught.value.exit_code == 130
