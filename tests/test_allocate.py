@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunecli.allocate import masks, widths
-from prunecli.allocate.counts import keep_floor, prune_floor, round_shares, round_up
+from prunecli.allocate.counts import apportion, keep_floor, prune_floor, round_shares, round_up
 from prunecli.allocate.patterns import parse_ratios, require_matches, share_of
 from prunecli.errors import TargetError, UsageError
 
 SHARES = st.floats(0, 0.999)
 SCORES = st.dictionaries(
-    st.text("abc", min_size=1, max_size=3), st.lists(st.integers(0, 4).map(float), min_size=1, max_size=12), min_size=1, max_size=5
+    st.text("abc", min_size=1, max_size=3),
+    st.lists(st.integers(0, 4).map(float), min_size=1, max_size=12),
+    min_size=1,
+    max_size=5,
 )
 
 
@@ -63,7 +66,8 @@ def test_local_removes_exactly_the_share_of_each_layer(scores: dict[str, list[fl
         assert result.widths[layer] == max(1, keep_floor(len(values), share))
         assert (layer in result.guarded) == (keep_floor(len(values), share) == 0)
         kept = widths.select(values, result.widths[layer])
-        assert kept == sorted(set(kept)) and len(kept) == result.widths[layer]
+        assert kept == sorted(set(kept))
+        assert len(kept) == result.widths[layer]
         gone = set(range(len(values))) - set(kept)
         assert all((values[g], g) < (values[k], k) for g in gone for k in kept)
 
@@ -80,8 +84,9 @@ def test_global_removes_exactly_the_share_of_all_units(scores: dict[str, list[fl
     assert units - sum(result.widths.values()) == count
     assert min(result.widths.values()) >= 1
     # the lowest go, wherever they are: nothing kept is below anything removed, but for guarded last units
-    gone = [s for layer, v in scores.items() for s in sorted(v)[: len(v) - result.widths[layer]]]
-    kept = [s for layer, v in scores.items() if result.widths[layer] > 1 for s in sorted(v)[len(v) - result.widths[layer] :]]
+    ranked = {layer: sorted(values) for layer, values in scores.items()}
+    gone = [s for layer, v in ranked.items() for s in v[: len(v) - result.widths[layer]]]
+    kept = [s for layer, v in ranked.items() if result.widths[layer] > 1 for s in v[len(v) - result.widths[layer] :]]
     assert not gone or not kept or max(gone) <= min(kept)
 
 
@@ -128,7 +133,7 @@ def test_a_budget_is_met_and_nothing_more_could_be_kept(
 
     def cost(plan: dict[str, int]) -> int:
         chain = [3, *plan.values(), 2]
-        return sum(a * b for a, b in zip(chain, chain[1:], strict=False))
+        return sum(a * b for a, b in pairwise(chain))
 
     smallest = {layer: min(n, multiple) for layer, n in sizes(scores).items()}
     found = widths.largest(widths.path(scores, scope, multiple), scores, lambda plan: cost(plan) <= budget)
@@ -148,45 +153,59 @@ def test_lowest_is_an_exact_stable_selection(scores: list[float], data: st.DataO
     assert chosen.nonzero().flatten().tolist() == sorted(widths.removal_order(scores)[:count])
 
 
-@given(st.integers(0, 2**31), SHARES)
-def test_global_masks_hold_exactly_the_share_and_only_ever_grow(seed: int, share: float) -> None:
+@given(st.dictionaries(st.text("abc", min_size=1), st.integers(0, 50), min_size=1), st.data())
+def test_apportioned_counts_add_up_and_are_proportional(sizes: dict[str, int], data: st.DataObject) -> None:
+    whole = sum(sizes.values())
+    if whole:
+        count = data.draw(st.integers(0, whole))
+        parts = apportion(count, sizes)
+        assert sum(parts.values()) == count
+        assert all(abs(parts[n] - count * sizes[n] / whole) < 1 and parts[n] <= sizes[n] for n in sizes)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 76))
+def test_global_masks_hold_exactly_the_count_and_only_ever_grow(seed: int, count: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    scores = {n: torch.randint(0, 9, s, generator=generator).float() for n, s in (("a", (3, 5)), ("b", (4, 2, 3)), ("c", (40,)))}
-    old, _ = masks.by_rank(scores, {}, share / 2, prune_floor)
-    new, guarded = masks.by_rank(scores, old, share, prune_floor)
-    gone = sum(int((~m).sum()) for m in new.values())
-    assert gone == min(math.floor(79 * share + 1e-9), 79 - 3) or guarded
+    shapes = {"a": (3, 5), "b": (4, 2, 3), "c": (40,)}
+    scores = {n: torch.randint(0, 9, shape, generator=generator).float() for n, shape in shapes.items()}
+    old, _ = masks.by_rank(scores, {}, count // 2)
+    new, _ = masks.by_rank(scores, old, count)
+    assert sum(int((~m).sum()) for m in new.values()) == count
     assert all(bool((new[n] <= old[n]).all()) for n in new)
     assert all(bool(m.any()) for m in new.values())
 
 
 def test_masks_by_hand() -> None:
     scores = {"a": torch.tensor([[3.0, 1.0], [1.0, 2.0]]), "b": torch.tensor([0.5, 9.0])}
-    local, _ = masks.by_share(scores, {}, 0.5, prune_floor)
-    assert local["a"].tolist() == [[True, False], [False, True]] and local["b"].tolist() == [False, True]
-    ranked, _ = masks.by_rank(scores, {}, 1 / 3, prune_floor)
-    assert ranked["a"].tolist() == [[True, False], [True, True]] and ranked["b"].tolist() == [False, True]
+    local, _ = masks.by_tensor(scores, {}, {"a": 2, "b": 1})
+    assert local["a"].tolist() == [[True, False], [False, True]]
+    assert local["b"].tolist() == [False, True]
+    ranked, _ = masks.by_rank(scores, {}, 2)
+    assert ranked["a"].tolist() == [[True, False], [True, True]]
+    assert ranked["b"].tolist() == [False, True]
 
 
-def test_a_mask_never_revives_and_is_never_the_lower_target() -> None:
+def test_a_mask_never_revives_a_weight() -> None:
     scores = {"a": torch.tensor([5.0, 1.0, 2.0, 3.0])}
     old = {"a": torch.tensor([False, True, False, True])}
-    assert masks.by_rank(scores, old, 0.25, prune_floor)[0]["a"].tolist() == [False, True, False, True]
-    assert masks.by_rank(scores, old, 0.75, prune_floor)[0]["a"].tolist() == [False, False, False, True]
+    assert masks.by_rank(scores, old, 1)[0]["a"].tolist() == [False, True, False, True]
+    assert masks.by_rank(scores, old, 3)[0]["a"].tolist() == [False, False, False, True]
 
 
 def test_a_tensor_keeps_its_best_weight_and_the_count_stays_exact() -> None:
     scores = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor([1.0, 2.0, 3.0])}
-    new, guarded = masks.by_rank(scores, {}, 0.4, prune_floor)
+    new, guarded = masks.by_rank(scores, {}, 2)
     assert guarded == ["a"]
-    assert new["a"].tolist() == [False, True] and new["b"].tolist() == [False, True, True]
+    assert new["a"].tolist() == [False, True]
+    assert new["b"].tolist() == [False, True, True]
 
 
 def test_ratio_tables(tmp_path: Path) -> None:
     assert parse_ratios("layer1.*=0.6, layer2.*=0.3") == {"layer1.*": 0.6, "layer2.*": 0.3}
     (tmp_path / "r.toml").write_text('"layer1.*" = 0.6\nconv1 = 0\n')
     (tmp_path / "r.json").write_text('{"layer1.*": 0.6, "conv1": 0}')
-    assert parse_ratios(str(tmp_path / "r.toml")) == parse_ratios(str(tmp_path / "r.json")) == {"layer1.*": 0.6, "conv1": 0}
+    for name in ("r.toml", "r.json"):
+        assert parse_ratios(str(tmp_path / name)) == {"layer1.*": 0.6, "conv1": 0}
 
 
 @pytest.mark.parametrize("text", ["layer1", "=0.5", "a=b", "", "no/such.toml"])
@@ -219,6 +238,6 @@ def test_the_first_pattern_decides_and_a_group_needs_one_share() -> None:
 def test_a_pattern_that_names_nothing_says_which_layers_are_near() -> None:
     layers = [f"layer{s}.{b}.conv{c}" for s, b, c in product((1, 2), (0, 1, 2), (1, 2))]
     require_matches(["layer1.*", "*.conv2"], layers, "--only")
-    with pytest.raises(TargetError, match="layr1.0.conv1") as caught:
+    with pytest.raises(TargetError, match=r"layr1\.0\.conv1") as caught:
         require_matches(["layr1.0.conv1"], layers, "--only")
     assert "layer1.0.conv1" in caught.value.hint

@@ -1,1 +1,1 @@
-"""Allocation: scores and a target in, widths or masks out. Selection is by count, never by threshold; ties go by index."""
+"""Allocation: scores and a target in, widths or masks out. Selection is by exact count; ties go by index."""

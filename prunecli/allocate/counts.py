@@ -1,12 +1,13 @@
-"""How many of n survive: each method has its own rounding (a constant of the method), and a run of rounds its targets."""
+"""How many of n survive: each method has its own rounding, a constant of the method; rounds have their targets."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 Rounding = Callable[[int, float], int]
+RoundSchedule = Literal["linear", "geometric"]
 
 GUARD = 1e-9  # 10 * (1 - 0.9) evaluates to 0.999...
 
@@ -29,8 +30,18 @@ def round_up(width: int, whole: int, multiple: int) -> int:
     return width if whole < multiple else min(whole, -(-width // multiple) * multiple)
 
 
-def round_shares(share: float, rounds: int, schedule: Literal["linear", "geometric"]) -> list[float]:
-    """The target after each round: linear T/R ... T, geometric 1 - (1 - T)^(i/R) (the same share of survivors a round)."""
+def apportion(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """`count` split in proportion to `sizes`, exactly: what rounding down leaves goes to the largest remainders."""
+    whole = sum(sizes.values())
+    parts = {name: count * size // whole for name, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda name: count * sizes[name] % whole, reverse=True)
+    for name in by_remainder[: count - sum(parts.values())]:
+        parts[name] += 1
+    return parts
+
+
+def round_shares(share: float, rounds: int, schedule: RoundSchedule) -> list[float]:
+    """The target after each round: linear T/R ... T; geometric 1 - (1 - T)^(i/R), equal shares of survivors."""
     if schedule == "linear":
         return [share * i / rounds for i in range(1, rounds)] + [share]
     return [1 - (1 - share) ** (i / rounds) for i in range(1, rounds)] + [share]

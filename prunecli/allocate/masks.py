@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunecli.allocate.counts import Rounding
-
 Named = Mapping[str, Tensor]
 
 
@@ -24,25 +22,27 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def by_share(scores: Named, old: Named, share: float, rounding: Rounding) -> tuple[dict[str, Tensor], list[str]]:
-    """Masks (true = kept) that prune a share of each tensor, and the names of tensors that keep one weight by the guard.
+def by_tensor(scores: Named, old: Named, counts: Mapping[str, int]) -> tuple[dict[str, Tensor], list[str]]:
+    """Masks (true = kept) that prune `counts` weights of each tensor, and the tensors that keep one by the guard.
 
     `scores` and `old` (the masks so far, which only ever lose weights) are in the weights' shapes.
     """
     new: dict[str, Tensor] = {}
     guarded: list[str] = []
     for name, score in scores.items():
-        masks, emptied = by_rank({name: score}, {name: old[name]} if name in old else {}, share, rounding)
+        masks, emptied = by_rank({name: score}, {name: old[name]} if name in old else {}, counts[name])
         new |= masks
         guarded += emptied
     return new, guarded
 
 
-def by_rank(scores: Named, old: Named, share: float, rounding: Rounding) -> tuple[dict[str, Tensor], list[str]]:
-    """Masks that prune a share of all weights, lowest scores first wherever they are; else as `by_share`."""
+def by_rank(scores: Named, old: Named, count: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Masks that prune `count` weights in all, lowest scores first wherever they are; else as `by_tensor`.
+
+    What is masked already counts, and stays masked even where that is more than `count`.
+    """
     sizes = [score.numel() for score in scores.values()]
     flat = torch.cat([_masked_first(score, old.get(name)) for name, score in scores.items()])
-    count = min(sum(sizes) - rounding(sum(sizes), share), sum(sizes))
     count = max(count, int((flat == -torch.inf).sum()))
     removed, guarded = lowest(flat, count), list[str]()
     while emptied := _emptied(removed, flat, sizes):

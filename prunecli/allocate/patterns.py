@@ -50,7 +50,8 @@ def parse_ratios(text: str) -> dict[str, float]:
         try:
             ratios[pattern] = float(share)
         except (TypeError, ValueError):
-            raise UsageError(f"--ratios {pattern}: {share!r} is not a number", "give the share to remove, such as 0.5") from None
+            message = f"--ratios {pattern}: {share!r} is not a number"
+            raise UsageError(message, "give the share to remove, such as 0.5") from None
         check_share(ratios[pattern], f"--ratios {pattern}=")
     if not ratios:
         raise UsageError(f"--ratios {text!r}: an empty table", "write --ratios 'layer1.*=0.6,layer2.*=0.3'")
@@ -60,7 +61,7 @@ def parse_ratios(text: str) -> dict[str, float]:
 def check_share(share: float, flag: str) -> None:
     """Raise `TargetError` unless 0 <= share < 1."""
     if not 0 <= share < 1:
-        raise TargetError(f"{flag}{share:g}: a layer cannot lose this share", "give a share from 0 to below 1, such as 0.5")
+        raise TargetError(f"{flag}{share:g}: not a share that can go", "give a share from 0 to below 1, such as 0.5")
 
 
 def share_of(producers: Sequence[str], ratios: dict[str, float]) -> float | None:

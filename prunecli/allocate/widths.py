@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from prunecli.allocate.counts import Rounding, round_up
@@ -64,7 +65,10 @@ def by_share(scores: Scores, shares: Mapping[str, float], whole: Mapping[str, in
 
 
 def by_rank(scores: Scores, share: float, whole: Mapping[str, int], rounding: Rounding) -> Allocation:
-    """Remove a share of all units, lowest scores first wherever they are. Raises `TargetError` beyond one unit a layer."""
+    """Remove a share of all units, lowest scores first wherever they are.
+
+    Raises `TargetError` when that would leave a layer without units.
+    """
     units = sum(whole.values())
     gone = units - sum(len(s) for s in scores.values())
     count = max(0, units - rounding(units, share) - gone)
@@ -91,7 +95,7 @@ def path(scores: Scores, scope: Scope, multiple: int = 1) -> list[Removal]:
         n = len(values)
         ranked = sorted(values)
         widths = sorted({round_up(w, n, multiple) for w in range(1, n + 1)}, reverse=True)
-        for before, width in zip(widths, widths[1:], strict=False):
+        for before, width in pairwise(widths):
             key = (n - width) / n if scope == "local" else ranked[n - width - 1]
             steps.append((key, number, Removal(layer, before, width)))
     return [step for _, _, step in sorted(steps, key=lambda s: s[:2])]
@@ -103,7 +107,7 @@ def after(steps: Sequence[Removal], scores: Scores) -> dict[str, int]:
 
 
 def largest(steps: Sequence[Removal], scores: Scores, fits: Callable[[dict[str, int]], bool]) -> dict[str, int] | None:
-    """The largest network on the path that fits, by bisection; then units are given back, best first, while it still fits.
+    """The largest network on the path that fits, by bisection; then units are given back, best first, while it fits.
 
     None when even the end of the path does not fit.
     """

@@ -28,9 +28,10 @@ Scorer = Callable[[Tensor], Tensor]
 class Criterion:
     """What is unimportant: a function of the slices that `reads` names.
 
-    `reads`: "out" = the weights that make the units, "norm" = the scale of the batch norm behind them, "weight" = single
-    weights, "unit" = nothing but their number. `comparable`: scores of different layers mean the same and are ranked together as they are; otherwise a
-    global ranking divides them by their layer's mean first. `seeded`: the function takes a random generator.
+    `reads`: "out" = the weights that make the units, "norm" = the scale of the batch norm behind them, "weight" =
+    single weights, "unit" = nothing but their number. `comparable`: scores of different layers mean the same and are
+    ranked together as they are; otherwise a global ranking divides them by their layer's mean first. `seeded`: the
+    function takes a random generator.
     """
 
     score: Callable[..., Tensor]

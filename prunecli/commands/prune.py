@@ -1,0 +1,188 @@
+"""`prune`: a checkpoint with units cut away or weights masked, in one shot or in rounds of pruning and fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+from prunecli import checkpoint as checkpoints
+from prunecli import files, training
+from prunecli.allocate.patterns import parse_ratios
+from prunecli.checkpoint import Checkpoint
+from prunecli.commands.history import measured, step
+from prunecli.commands.pruned import PruneResult, sums
+from prunecli.data import Dataset
+from prunecli.errors import PruneError, UsageError
+from prunecli.methods import METHODS, units, weights
+from prunecli.methods.outcome import Outcome
+from prunecli.methods.presets import PRESETS
+from prunecli.methods.targets import Target, in_rounds
+from prunecli.options import Execution, Recipe, parse_amount
+from prunecli.options.prune import PruneOptions
+from prunecli.progress import Say, silent
+from prunecli.sidecar import Metrics, Score, Sidecar, Step
+from prunecli.training.run import device_of
+
+# where a result goes and how it is computed, not what it is
+UNRECORDED = {f.name for f in fields(Execution)} | {
+    "checkpoint", "output", "dry_run", "no_eval", "data", "data_arg", "resume",
+}  # fmt: skip
+ROUND = "prune_round"  # in the state of an unfinished fine-tuning: which round it belongs to
+
+
+def run(options: PruneOptions, say: Say = silent) -> PruneResult:
+    """Prune `options.checkpoint` and write `options.output`, or with `dry_run` only tell what would go.
+
+    Raises `TargetError`, before any training, for a target that cannot be met, `UsageError` for options that mean
+    nothing for this checkpoint, `Interrupted` after Ctrl-C or SIGTERM while fine-tuning, saved for `--resume`.
+    """
+    device_of(options)
+    source = checkpoints.load(options.checkpoint)
+    target = _target(options, source)
+    outcome = _prune(source, options, target)  # whole at once: what cannot be met is refused here
+    unscored: list[str] = []
+    data = _data(options, source.sidecar, unscored)
+    if options.rounds > 1 or options.finetune_epochs:
+        outcome = _in_rounds(source, options, target, outcome, data, say)
+    result = outcome.checkpoint
+    if not options.finetune_epochs:
+        result.sidecar.metrics = _score(result, options, data)
+    entry = _entry(options, source, measured(result), outcome.notes)
+    result.sidecar.history = [*source.sidecar.history, entry]
+    for note in (notes := [*outcome.notes, *unscored]):
+        say(f"warning: {note}")
+    if options.dry_run:
+        return PruneResult(result, None, outcome.rows, sums(source), sums(result), notes)
+    path = Path(options.output)
+    result.path, result.sha256 = path, checkpoints.save(result, path)
+    if options.finetune_epochs:
+        files.remove(training.Saving(path).partial)
+    return PruneResult(result, path, outcome.rows, sums(source), sums(result), notes)
+
+
+def _target(options: PruneOptions, source: Checkpoint) -> Target:
+    """The target in absolute numbers. Raises `UsageError` for a preset that is not made for this checkpoint."""
+    now, sidecar = measured(source), source.sidecar
+    if options.preset:
+        if sidecar.surgery.axes:
+            raise UsageError(f"--preset {options.preset}: this checkpoint is already cut", "give the dense checkpoint")
+        convs = [name.rpartition(".")[0] for name in sidecar.cost.positions if source.weights[name].ndim == 4]
+        return Target(ratios=PRESETS[options.preset].ratios(options.preset, sidecar.arch.name, convs))
+    return Target(
+        share=options.sparsity,
+        ratios=parse_ratios(options.ratios) if options.ratios else {},
+        macs=parse_amount(options.max_macs, "--max-macs").of(now["macs"]) if options.max_macs else None,
+        params=parse_amount(options.max_params, "--max-params").of(now["params"]) if options.max_params else None,
+    )
+
+
+def _prune(
+    checkpoint: Checkpoint, options: PruneOptions, target: Target, whole: Mapping[str, int] | None = None
+) -> Outcome:
+    """One step: units or weights of `checkpoint`, to `target`."""
+    name = options.method_name
+    scope = options.scope or METHODS[name].scope
+    if METHODS[name].structure == "weights":
+        masked = weights.Weights(name, scope, options.tensors, options.only, options.skip, options.seed)
+        return weights.prune(checkpoint, masked, target)
+    cut = units.Units(name, scope, options.round_to, options.only, options.skip, options.seed)
+    return units.prune(checkpoint, cut, target, whole=whole, trust=options.trust)
+
+
+def _in_rounds(
+    source: Checkpoint, options: PruneOptions, target: Target, at_once: Outcome, data: Dataset | None, say: Say
+) -> Outcome:
+    """Prune to rising targets, each time followed by fine-tuning; `at_once` is the outcome without rounds."""
+    now = measured(source)
+    goals = in_rounds(target, options.rounds, options.round_schedule, now["macs"], now["params"])
+    whole = {row.name: row.before for row in at_once.rows}
+    saving = training.Saving(Path(options.output))
+    entry = _entry(options, source, {}, [])
+    unfinished = _unfinished(saving.partial, source, entry, say) if options.resume else None
+    resumed = _round(unfinished) if unfinished else 0
+    current, notes, rows = source, list[str](), at_once.rows
+    for number, goal in enumerate(goals, 1):
+        if number < resumed:
+            continue
+        # The unfinished round is pruned already: pruning it again takes nothing, and tells its widths.
+        outcome = _prune(unfinished if unfinished and number == resumed else current, options, goal, whole)
+        current, rows = outcome.checkpoint, outcome.rows
+        notes += [note for note in outcome.notes if note not in notes]
+        if options.finetune_epochs:
+            assert data is not None
+            if unfinished and number == resumed:
+                current = unfinished
+            else:
+                current.sidecar.history = [*source.sidecar.history, entry]
+                _begin(current, options, number)
+            say(f"round {number} of {options.rounds}")
+            current = training.fit(current, data, options, saving=saving, say=say)
+            assert current.sidecar.training is not None
+            current.sidecar.training.method.pop(ROUND)
+    return Outcome(current, [replace(row, before=whole[row.name]) for row in rows], notes)
+
+
+def _begin(checkpoint: Checkpoint, options: PruneOptions, number: int) -> None:
+    """Let the fine-tuning of round `number` begin: the checkpoint's settings, its last rate, a fresh optimizer."""
+    sidecar = checkpoint.sidecar
+    buffers = set(sidecar.cost.buffers)
+    old = sidecar.optimizer
+    names = (
+        [n for group in old.groups for n in group.params]
+        if old
+        else [n for n in checkpoint.weights if n not in buffers]
+    )
+    recipe = Recipe(epochs=options.finetune_epochs, lr=options.finetune_lr)
+    sidecar.training, sidecar.optimizer = training.begin(recipe, names, sidecar)
+    sidecar.training.method = {ROUND: number}
+    sidecar.metrics = Metrics(split=sidecar.metrics.split)
+
+
+def _round(unfinished: Checkpoint) -> int:
+    training = unfinished.sidecar.training
+    return int(training.method.get(ROUND, 0)) if training else 0
+
+
+def _unfinished(partial: Path, source: Checkpoint, entry: Step, say: Say) -> Checkpoint | None:
+    """The interrupted fine-tuning of this very command, if there is one. Raises `UsageError` if it is another's."""
+    if not files.exists(partial):
+        return None
+    found = checkpoints.load(partial)
+    if not _round(found) or found.sidecar.history != [*source.sidecar.history, entry]:
+        raise UsageError(
+            f"--resume: {partial} is not an interrupted run of this command", "give its options, or leave --resume out"
+        )
+    say(f"resuming {partial} in round {_round(found)}")
+    return found
+
+
+def _entry(options: PruneOptions, source: Checkpoint, cost: dict[str, int], notes: list[str]) -> Step:
+    recorded = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in UNRECORDED}
+    return step("prune", recorded, parent=source.sha256, measured=cost, notes=tuple(notes))
+
+
+def _data(options: PruneOptions, sidecar: Sidecar, notes: list[str]) -> Dataset | None:
+    """The data that fine-tuning or the score needs; None, with a note, where a score alone would need it in vain."""
+    if options.dry_run or (options.no_eval and not options.finetune_epochs):
+        return None
+    recipe = Recipe(data=options.data, data_arg=options.data_arg, trust=options.trust)
+    channels, height, width = sidecar.cost.input
+    try:
+        return training.open_data(sidecar.data, recipe, (channels, height, width))
+    except PruneError as error:
+        if options.finetune_epochs or options.data:
+            raise
+        notes.append(f"not scored: {error.message}")
+        return None
+
+
+def _score(checkpoint: Checkpoint, options: PruneOptions, data: Dataset | None) -> Metrics:
+    """Metrics of the pruned weights: those of the weights before hold no longer."""
+    sidecar = checkpoint.sidecar
+    if data is None:
+        return Metrics(split=sidecar.metrics.split)
+    network = checkpoints.build(checkpoint, device=options.device, trust=options.trust)
+    values = training.evaluate(network, data.val or data.test, device=options.device, task=sidecar.task)
+    score = Score(epoch=sidecar.training.epoch if sidecar.training else 0, values=values)
+    return Metrics(split="val" if data.val else "test", last=score, best=score)

@@ -1,0 +1,45 @@
+"""What a command is asked to reach, and how several rounds share it. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prunecli.allocate.counts import RoundSchedule, round_shares
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of: a share to remove of everything, shares by layer pattern, a budget (MACs, parameters, or both)."""
+
+    share: float | None = None
+    ratios: dict[str, float] = field(default_factory=dict)
+    macs: float | None = None
+    params: float | None = None
+
+    @property
+    def is_budget(self) -> bool:
+        """Does it say what may be left, rather than what is to go?"""
+        return self.macs is not None or self.params is not None
+
+
+def in_rounds(target: Target, rounds: int, schedule: RoundSchedule, macs: float, params: float) -> list[Target]:
+    """The targets of `rounds` rounds, the last one `target` itself.
+
+    `macs` and `params` are what there is before the first round: a budget is approached from there.
+    """
+
+    def partway(share: float | None, i: int) -> float | None:
+        return None if share is None else round_shares(share, rounds, schedule)[i]
+
+    def shrunk(budget: float | None, whole: float, i: int) -> float | None:
+        return None if budget is None else whole * (1 - round_shares(max(0.0, 1 - budget / whole), rounds, schedule)[i])
+
+    return [
+        Target(
+            partway(target.share, i),
+            {pattern: round_shares(share, rounds, schedule)[i] for pattern, share in target.ratios.items()},
+            shrunk(target.macs, macs, i),
+            shrunk(target.params, params, i),
+        )
+        for i in range(rounds - 1)
+    ] + [target]
