@@ -87,7 +87,7 @@ def open_pair(path: str | Path, *, state: bool = True) -> Pair:
             before = _versions(where)
             try:
                 return _open(where, state)
-            except DamagedError:
+            except (DamagedError, FileNotFoundError):
                 if _versions(where) == before:  # else a writer was at work between two of our looks
                     raise
 
@@ -176,12 +176,13 @@ def _map(path: Path) -> memoryview | None:
         os.close(fd)
 
 
-def _versions(where: Paths) -> list[tuple[int, int] | None]:
-    versions: list[tuple[int, int] | None] = []
+def _versions(where: Paths) -> list[tuple[int, int, int] | None]:
+    """What tells whether a file was replaced between two looks at it."""
+    versions: list[tuple[int, int, int] | None] = []
     for path in (where.sidecar, where.weights, where.state):
         try:
             status = path.stat()
-            versions.append((status.st_ino, status.st_mtime_ns))
+            versions.append((status.st_ino, status.st_mtime_ns, status.st_size))
         except OSError:
             versions.append(None)
     return versions
@@ -210,21 +211,6 @@ def _mismatch(path: Path, ref: FileRef, where: Paths) -> DamagedError:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether a checkpoint was completely written to `path`, or so far that it can be completed."""
-    return paths(path).sidecar.exists()
-
-
-def remove(path: str | Path) -> None:
-    """Delete the files of a checkpoint, if there are any. Whoever dies half way leaves nothing that `exists`."""
-    where = paths(path)
-    with _translated(where.weights, "remove"):
-        where.sidecar.unlink(missing_ok=True)
-        for file in (where.weights, where.state):
-            file.unlink(missing_ok=True)
-        _remove(*map(pending, (where.sidecar, where.state, where.weights)))
-
-
-def exists(path: str | Path) -> bool:
     """Whether there is a checkpoint at `path`, whole or one rename short of it."""
     where = paths(path)
     return where.sidecar.exists() and (where.weights.exists() or pending(where.weights).exists())
@@ -233,8 +219,10 @@ def exists(path: str | Path) -> bool:
 def remove(path: str | Path) -> None:
     """Remove the checkpoint `path`, if there is one: sidecar first, since without it there is none (see `exists`)."""
     where = paths(path)
-    for target in (where.sidecar, where.state, where.weights):
-        _remove(target, pending(target))
+    with _translated(where.weights, "remove"):
+        for target in (where.sidecar, where.state, where.weights):
+            target.unlink(missing_ok=True)
+            pending(target).unlink(missing_ok=True)
 
 
 def write_pair(
@@ -268,13 +256,14 @@ def write_pair(
                 _flush_folder(where)
                 if state:
                     _rename(where.state)
-                _rename(where.weights)
+                else:
+                    _remove(where.state, pending(where.state))
+                _rename(where.weights)  # last: from here on the next writer may begin
                 _flush_folder(where)
             except BaseException:
                 if not renaming or pending(where.sidecar).exists():  # else the new pair is the valid one
                     _remove(*map(pending, (where.sidecar, where.state, where.weights)))
                 raise
-            _remove(pending(where.state), *(() if state else (where.state,)))
     return ref.sha256
 
 
