@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds, parameters, sparsity, bytes, latency. 1 MAC = one multiply-add; FLOPs = 2 x MACs.
+"""What a network costs: multiply-adds, parameters, sparsity, bytes, latency. 1 MAC = 1 multiply-add; FLOPs = 2 x MACs.
 
 `cost` runs a network, `totals` turns its result and tensor shapes into sums, `latency` takes the time. What needs torch
 is imported on first use: sums of a checkpoint do not need it.

@@ -28,8 +28,9 @@ def cost(network: nn.Module, *inputs: Tensor) -> Cost:
     """Positions per weight, MACs of activation products and buffers of `network`, for one example in evaluation mode.
 
     A tied parameter counts once: its second name in the `state_dict` is listed among the buffers.
-    `inputs` have the batch first, on any device; only shapes and dtypes matter. The network is neither moved nor changed.
-    Raises `PruneError` when the network's path depends on its data, which the meta device does not have.
+    `inputs` have the batch first, on any device; only shapes and dtypes matter. The network is
+    neither moved nor changed. Raises `PruneError` when its path depends on data, which the meta device
+    does not have.
     """
     modes = {module: module.training for module in network.modules()}
     parameters = {name: _meta(tensor) for name, tensor in network.named_parameters()}
@@ -56,7 +57,7 @@ def cost(network: nn.Module, *inputs: Tensor) -> Cost:
     )
 
 
-class MacCounter(TorchDispatchMode):
+class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own decorator is not typed
     """Sums MACs by the parameter that a factor comes from.
 
     Views share a parameter's storage; what is computed from parameters alone (casts, masked or normalised weights)
@@ -64,7 +65,7 @@ class MacCounter(TorchDispatchMode):
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], inputs: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs: dict[str, int] = {}
         self.other = 0
         self.size = {name: tensor.numel() for name, tensor in parameters.items()}

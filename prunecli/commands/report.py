@@ -1,0 +1,66 @@
+"""`report`: what checkpoints cost and achieve, read from their files; torch is imported for latency and pictures only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from prunecli.options.report import ReportOptions
+from prunecli.progress import Say, silent
+from prunecli.report.differences import compare
+from prunecli.report.gates import failure, parse_gates
+from prunecli.report.model import Report, Schema
+from prunecli.report.row import Row, read_rows
+from prunecli.sidecar import json_schema
+
+if TYPE_CHECKING:
+    from prunecli.measure.timing import Timing
+
+
+def run(options: ReportOptions, say: Say = silent) -> Report | Schema:
+    """Report on `options.checkpoints`, and write `options.html` where it is given.
+
+    A gate that is not met is the report's `failure`, so that the numbers are there to be shown; the caller raises it.
+    Raises `DamagedError` for a damaged checkpoint, `UsageError` for a gate on a metric that does not exist.
+    """
+    if options.schema:
+        return Schema(json_schema())
+    gates = parse_gates(
+        options.fail_under, options.fail_over, latency=options.latency, compressed=options.compressed
+    )
+    rows = read_rows(options.checkpoints, compressed=options.compressed)
+    if options.latency:
+        say.status("measuring latency")
+        timed = zip(rows, _timings(rows, options), strict=True)
+        rows = [replace(row, timings=tuple(timings)) for row, timings in timed]
+    compared = rows[1:] if options.diff or len(rows) == 2 else []
+    report = Report(
+        rows=tuple(rows),
+        differences=tuple(compare(rows[0], row) for row in compared),
+        gates=tuple(gates),
+        failure=failure(gates, rows),
+        form="csv" if options.csv else "md" if options.md else "table",
+    )
+    if options.html is not None:
+        from prunecli.report.html import write_page
+
+        say.status("drawing pictures")
+        write_page(report, options.html)
+    return report
+
+
+def _timings(rows: list[Row], options: ReportOptions) -> list[list[Timing]]:
+    import torch
+
+    from prunecli.loading import load
+    from prunecli.measure import latency
+
+    generator = torch.Generator().manual_seed(0)
+    candidates = []
+    for row in rows:
+        network, _ = load(row.path, device=options.device, trust=options.trust)
+        example = torch.randn(1, *row.sidecar.cost.input, generator=generator)
+        candidates.append((network, example.to(options.device)))
+    return latency(
+        candidates, options.batches, threads=options.threads or torch.get_num_threads(), repeats=options.repeats
+    )

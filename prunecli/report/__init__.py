@@ -1,0 +1,1 @@
+"""Reports on checkpoints: read without torch, shown as a table, JSON, CSV, Markdown, or a page with pictures."""

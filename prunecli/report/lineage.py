@@ -1,0 +1,78 @@
+"""Where a checkpoint comes from: the steps of its history, with the options that matter, and its parents by hash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prunecli.sidecar import Sidecar, Step
+
+# What a line of text shows of a step, in this order; JSON has every option.
+SHOWN = (
+    "arch", "preset", "method", "sparsity", "ratios", "max_macs", "max_params", "scope", "round_to", "rounds",
+    "finetune_epochs", "regime", "shape", "budget", "init", "epochs", "optimizer", "lr", "schedule", "seed",
+)  # fmt: skip
+USUAL = {"round_to": 1, "rounds": 1, "finetune_epochs": 0, "schedule": "constant", "seed": 0, "shape": "same"}
+
+
+@dataclass(frozen=True)
+class Link:
+    """One step: its command and options, and the file it started from, by hash and, if reported on too, by name."""
+
+    command: str
+    options: dict[str, Any]
+    parent: str | None
+    parent_name: str | None
+    cost: dict[str, float]
+    score: dict[str, float]
+    notes: tuple[str, ...]
+
+    def text(self) -> str:
+        """`prune(method=l1, sparsity=0.5)`."""
+        shown = dict(_shown(self.options))
+        return f"{self.command}({', '.join(f'{key}={_short(shown[key])}' for key in SHOWN if key in shown)})"
+
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+
+def chain(sidecar: Sidecar, known: Mapping[str, str]) -> tuple[Link, ...]:
+    """The steps that made a checkpoint, first to last; `known` maps SHA-256 of reported checkpoints to their names."""
+    return tuple(_link(step, known) for step in sidecar.history)
+
+
+def parent(sidecar: Sidecar, known: Mapping[str, str]) -> str | None:
+    """The nearest ancestor among the reported checkpoints; None when there is none."""
+    own = sidecar.weights.sha256 if sidecar.weights else None
+    parents = (step.parent for step in reversed(sidecar.history))
+    return next((known[sha] for sha in parents if sha and sha != own and sha in known), None)
+
+
+def story(links: tuple[Link, ...], origin: str | None) -> str:
+    """A lineage as one line, `[base] → prune(...) → finetune(...)`: from the reported ancestor `origin`, if there is one."""
+    start = max((i for i, link in enumerate(links) if origin and link.parent_name == origin), default=0)
+    steps = [link.text() for link in links[start:]]
+    return " → ".join([f"[{origin}]", *steps] if origin else steps) or "no history"
+
+
+def _link(step: Step, known: Mapping[str, str]) -> Link:
+    name = known.get(step.parent) if step.parent else None
+    return Link(step.command, step.options, step.parent, name, step.cost, step.score, tuple(step.notes))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _shown(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Options that say something, out of their groups: the run's and the optimizer's are recorded as tables."""
+    for key, value in options.items():
+        if isinstance(value, dict):
+            if "kind" in value or "name" in value:
+                yield from _shown({key: value.get("kind", value.get("name"))})
+            if "kind" not in value:
+                yield from _shown({k: v for k, v in value.items() if k != "name" and k not in options})
+        elif value not in (None, False, "", []) and USUAL.get(key) != value:
+            yield key, value

@@ -1,0 +1,138 @@
+"""The report as text for a terminal of any width."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from prunecli.report import columns
+from prunecli.report.columns import accuracy, count, milliseconds, overview, share
+from prunecli.report.differences import Change, Difference
+from prunecli.report.model import Report
+from prunecli.report.row import Row
+
+PIPED_WIDTH = 120
+
+
+def render(report: Report, *, width: int | None = None, color: bool | None = None) -> str:
+    """The report as text, by default as wide as the terminal (COLUMNS) and in colour only there, unless NO_COLOR is set."""
+    terminal = sys.stdout.isatty()
+    if width is None:
+        width = shutil.get_terminal_size((PIPED_WIDTH, 25)).columns
+    if color is None:
+        color = terminal and not os.environ.get("NO_COLOR")
+    stream = io.StringIO()
+    console = Console(
+        file=stream, width=max(width, 40), force_terminal=color, color_system="standard" if color else None,
+        no_color=not color, highlight=False, emoji=False, legacy_windows=False,
+    )  # fmt: skip
+    console.print(_overview(report.rows, console))
+    _lineage(report.rows, console)
+    if len(report.rows) == 1:
+        console.print(_layers(report.rows[0]))
+    for difference in report.differences:
+        console.print(_difference(difference))
+    if any(row.timings for row in report.rows):
+        console.print(_latency(report.rows))
+    for note in report.notes:
+        console.print(Text(note, style="dim"))
+    if report.failure:
+        console.print(Text(report.failure.message, style="bold red"))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title or None, title_justify="left")
+    table.title_style = "bold"
+    for i, heading in enumerate(headings):
+        # Names fold onto further lines where they must; numbers are never broken.
+        table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _overview(rows: Sequence[Row], console: Console) -> Table:
+    chosen = overview(rows)
+    while True:
+        table = _table("", [c.title for c in chosen], [[c.cell(row) for c in chosen] for row in rows])
+        expendable = [c for c in chosen if c.rank]
+        if not expendable or console.measure(table, options=console.options.update(max_width=10**4)).maximum <= console.width:
+            return table
+        chosen.remove(max(expendable, key=lambda c: c.rank))
+
+
+def _lineage(rows: Sequence[Row], console: Console) -> None:
+    console.print(Text("lineage", style="bold"))
+    for row in rows:
+        console.print(Padding(Text(f"{row.name}: {row.story}", overflow="fold"), (0, 0, 0, 1)))
+    console.print()
+
+
+def _layers(row: Row) -> Table:
+    cells = []
+    others = [layer for layer in row.sums.layers if layer.kind == "other"]
+    for layer in row.sums.layers:
+        if layer.kind == "other":
+            continue
+        width, before = layer.shape[0], layer.original_shape[0]
+        cells.append([
+            layer.name, layer.kind, str(width) if width == before else f"{width} of {before}", count(layer.params),
+            share(layer.sparsity) if layer.masked else columns.NONE, count(layer.macs), count(layer.effective_macs),
+        ])  # fmt: skip
+    if others:
+        cells.append(["other parameters", "", "", count(sum(layer.params for layer in others)), "", "", ""])
+    if row.sums.other_macs:
+        cells.append(["activation products", "", "", "", "", count(row.sums.other_macs), count(row.sums.other_macs)])
+    return _table("layers", ["layer", "kind", "width", "parameters", "sparsity", "MACs", "effective"], cells)
+
+
+def _difference(difference: Difference) -> Table:
+    cells = [[change.what, *_values(change)] for change in difference.changes if change.what != "steps"]
+    title = f"from {difference.before} to {difference.after}"
+    return _table(title if cells else title + ": the same", ["", difference.before, difference.after, "ratio"], cells)
+
+
+def _values(change: Change) -> tuple[str, str, str]:
+    ratio = columns.NONE if change.ratio is None else f"{change.ratio:.3g}"
+    return value(change.what, change.before), value(change.what, change.after), ratio
+
+
+def value(what: str, content: Any) -> str:
+    """A number of a difference, written as in the overview."""
+    if content is None:
+        return columns.NONE
+    if what in ("bytes", "compressed"):
+        return columns.size(content)
+    if what.endswith("top1"):
+        return accuracy(content)
+    if what.startswith("sparsity"):
+        return share(content)
+    if isinstance(content, float):
+        return f"{content:.4g}"
+    if isinstance(content, int):
+        return count(content)
+    if isinstance(content, list) and what != "steps":
+        return "×".join(map(str, content))
+    return " → ".join(content) if isinstance(content, list) else str(content)
+
+
+def _latency(rows: Sequence[Row]) -> Table:
+    """Checkpoints next to each other under each backend and batch size, where they can be compared."""
+    cells = []
+    for timings in zip(*(row.timings for row in rows), strict=True):
+        for row, timing in zip(rows, timings, strict=True):
+            quartiles = f"{milliseconds(timing.q1_ms)} to {milliseconds(timing.q3_ms)}"
+            where = f"{timing.backend} ({timing.device})"
+            cells.append([row.name, where, str(timing.batch), milliseconds(timing.median_ms), quartiles])
+    return _table("latency", ["checkpoint", "backend", "batch", "median", "quartiles"], cells)
