@@ -13,7 +13,7 @@ from typing import Any
 
 from prunecli.data.arguments import COMMON, check_keys
 from prunecli.data.base import Dataset, Order, Request, Split
-from prunecli.errors import UsageError, nearest
+from prunecli.errors import DamagedError, UsageError, nearest
 from prunecli.trust import is_spec
 
 __all__ = ["SOURCES", "Dataset", "Order", "Source", "Split", "open", "parse"]
@@ -84,6 +84,9 @@ def open(
     if directory and not source.folder:
         raise UsageError(f"data source {name} has no folder", f"write --data {name}")
     check_keys(name, args, (*COMMON, *source.arguments))
-    loaded = importlib.import_module(source.module).load(request)
-    channels = (image_size or loaded.train.shape)[0]
-    return assemble(request, overridden(loaded, args, channels), val, seed)
+    try:
+        loaded = importlib.import_module(source.module).load(request)
+    except OSError as error:
+        where = error.filename or directory
+        raise DamagedError(f"{where}: {error.strerror or error}", "check the folder and its permissions") from error
+    return assemble(request, overridden(loaded, args, image_size or loaded.train.shape), val, seed)

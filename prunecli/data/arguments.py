@@ -19,12 +19,12 @@ def check_keys(name: str, args: dict[str, Any], known: Iterable[str]) -> None:
             raise UsageError(f"data source {name} has no argument {key!r}", nearest(key, known))
 
 
-def whole(args: dict[str, Any], key: str, default: int, low: int = 0) -> int:
-    """A whole number of at least `low`."""
+def whole(args: dict[str, Any], key: str, default: int, low: int = 0, high: int = 2**16) -> int:
+    """A whole number from `low` to `high`."""
     value = args.get(key, default)
-    if isinstance(value, int) and not isinstance(value, bool) and value >= low:
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
         return value
-    raise _wrong(key, value, f"a whole number of {low} or more")
+    raise _wrong(key, value, f"a whole number from {low} to {high}")
 
 
 def flag(args: dict[str, Any], key: str, default: bool) -> bool:

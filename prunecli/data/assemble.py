@@ -70,14 +70,15 @@ def assemble(request: Request, loaded: Loaded, val: float, seed: int) -> Dataset
     return Dataset(info, split(train, kept), split(test, everything), split(train, held) if len(held) else None)
 
 
-def overridden(loaded: Loaded, args: dict[str, Any], channels: int) -> Loaded:
+def overridden(loaded: Loaded, args: dict[str, Any], shape: tuple[int, int, int]) -> Loaded:
     """`loaded` with the normalisation and augmentation that the arguments `mean`, `std`, `pad` and `flip` ask for."""
-    mean, std = per_channel(args, "mean", channels), per_channel(args, "std", channels, low=0.0)
+    mean, std = per_channel(args, "mean", shape[0]), per_channel(args, "std", shape[0], low=0.0)
+    pad = whole(args, "pad", min(loaded.augment.pad, *shape[1:]), high=min(shape[1:]))
     return dataclasses.replace(
         loaded,
         mean=tuple(mean) if mean else loaded.mean,
         std=tuple(std) if std else loaded.std,
-        augment=Augment(whole(args, "pad", loaded.augment.pad), flag(args, "flip", loaded.augment.flip)),
+        augment=Augment(pad, flag(args, "flip", loaded.augment.flip)),
     )
 
 
@@ -117,20 +118,23 @@ def _fitted(part: Examples, shape: tuple[int, int, int], fit: Fit) -> Examples:
 
 def _normalisation(name: str, loaded: Loaded, train: Examples, channels: int) -> tuple[list[float], list[float]]:
     """Published statistics where they are those of the wanted channels, else computed ones."""
-    if isinstance(train, InMemory):
-        sample = train.images
-    else:
-        chosen = sorted({round(n) for n in torch.linspace(0, len(train.labels) - 1, SAMPLE).tolist()})
-        sample = torch.stack([train.reader.read(index, None) for index in chosen])
-    if sample.is_floating_point():
+    if _sample(train, 1).is_floating_point():
         if loaded.mean or loaded.std:
             raise UsageError(f"{name}: float images are used as they are, without mean and std", "return uint8 images")
         return [AS_THEY_ARE[0]] * channels, [AS_THEY_ARE[1]] * channels
-    published = [_of_channels(values, channels) for values in (loaded.mean, loaded.std)]
-    if published[0] and published[1]:
-        return published[0], published[1]
-    mean, std = statistics(sample)
-    return published[0] or mean, published[1] or std
+    mean, std = (_of_channels(values, channels) for values in (loaded.mean, loaded.std))
+    if mean and std:
+        return mean, std
+    computed = statistics(_sample(train, SAMPLE))
+    return mean or computed[0], std or computed[1]
+
+
+def _sample(part: Examples, count: int) -> Tensor:
+    """All images where they are in memory, else `count` of them, evenly spaced."""
+    if isinstance(part, InMemory):
+        return part.images
+    chosen = sorted({round(n) for n in torch.linspace(0, len(part.labels) - 1, count).tolist()})
+    return torch.stack([part.reader.read(index, None) for index in chosen])
 
 
 def _of_channels(values: tuple[float, ...] | None, channels: int) -> list[float] | None:

@@ -63,6 +63,10 @@ def load(request: Request) -> Loaded:
         raise DamagedError(f"{request.name} returned a {type(result).__name__} without train and test", CONTRACT)
     train = _examples(found["train"], f"{request.name} train")
     test = _examples(found["test"], f"{request.name} test")
+    if train.shape != test.shape:
+        raise DamagedError(f"{request.name}: images of shape {train.shape} in train, {test.shape} in test", CONTRACT)
+    if len({part.images.dtype for part in (train, test) if isinstance(part, InMemory)}) > 1:
+        raise DamagedError(f"{request.name}: images are uint8 in one split, float in the other", CONTRACT)
     names = found.get("class_names")
     return Loaded(
         train=train,

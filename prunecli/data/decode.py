@@ -34,7 +34,7 @@ class FolderReader:
 
     def read(self, index: int, rng: random.Random | None) -> Tensor:
         """Image `index`; with `rng`, a random part of it, mirrored every other time. Raises `DamagedError`."""
-        return torch.from_numpy(np.ascontiguousarray(self.pixels(index, rng)))
+        return torch.from_numpy(self.pixels(index, rng).copy())
 
     def pixels(self, index: int, rng: random.Random | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The same as an array."""
@@ -87,8 +87,8 @@ def random_box(size: tuple[int, int], rng: random.Random) -> Box:
 
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:
-    if channels == 3 and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns when it drops a palette's transparency on the way to RGB
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns when it drops a palette's transparency on the way to other modes
     return image.convert("L" if channels == 1 else "RGB")
 
 
