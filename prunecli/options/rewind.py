@@ -23,7 +23,9 @@ class RewindOptions:
     regime: str | None = option(
         None, "What to rewind (default: weight-rewind with --to, else lr-rewind).", metavar="|".join(REGIMES)
     )
-    from_epoch: int | None = option(None, "lr-rewind: epoch of the schedule to go back to (default: 0).", metavar="K")
+    from_epoch: int | None = option(
+        None, "lr-rewind: epoch of the schedule to go back to (default: that of --to, else 0).", metavar="K"
+    )
     epochs: int | None = option(None, "finetune: length at the last rate (default: the whole run's).", metavar="N")
     fresh: bool = option(False, "weight-rewind: a fresh optimizer instead of the snapshot's state.")
     carry: bool = option(False, "finetune, lr-rewind: carry the optimizer's state instead of a fresh one.")
