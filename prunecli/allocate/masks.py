@@ -51,7 +51,7 @@ def by_rank(scores: Named, old: Named, count: int) -> tuple[dict[str, Tensor], l
             flat[best] = torch.inf
             guarded.append(list(scores)[number])
         removed = lowest(flat, min(count, sum(sizes) - len(guarded)))
-    masks = {n: ~part.view_as(scores[n]) for n, part in zip(scores, removed.split(sizes), strict=True)}
+    masks = {n: ~part.view_as(scores[n]) for n, part in zip(scores, torch.split(removed, sizes), strict=True)}
     return masks, guarded
 
 
@@ -59,7 +59,7 @@ def _emptied(removed: Tensor, flat: Tensor, sizes: list[int]) -> dict[int, int]:
     """Tensors that would lose their last live weight: number of the tensor -> index of its best weight."""
     emptied = {}
     offset = 0
-    for number, (part, values) in enumerate(zip(removed.split(sizes), flat.split(sizes), strict=True)):
+    for number, (part, values) in enumerate(zip(torch.split(removed, sizes), torch.split(flat, sizes), strict=True)):
         best = int(values.argmax())
         if bool(part.all()) and values[best] > -torch.inf:
             emptied[number] = offset + best

@@ -27,8 +27,10 @@ def require_matches(patterns: Iterable[str], layers: Collection[str], flag: str)
     """Raise `TargetError` with the nearest layer names if a pattern names no layer."""
     for pattern in patterns:
         if not matching([pattern], layers):
-            shown = nearest(pattern.replace("*", ""), layers) if len(layers) > 8 else f"layers are {', '.join(layers)}"
-            raise TargetError(f"{flag} {pattern}: no layer of this network has such a name", shown)
+            parts = [layer.split(".") for layer in layers]
+            known = {".".join(names[:end]) for names in parts for end in range(1, len(names) + 1)}
+            hint = nearest(pattern.rstrip(".*"), known if len(layers) > 8 else layers)
+            raise TargetError(f"{flag} {pattern}: no layer of this network has such a name", hint)
 
 
 def parse_ratios(text: str) -> dict[str, float]:

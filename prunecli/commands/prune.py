@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import cast
 
 from prunecli import checkpoint as checkpoints
 from prunecli import files, training
+from prunecli.allocate.counts import RoundSchedule
 from prunecli.allocate.patterns import parse_ratios
+from prunecli.allocate.widths import Scope
 from prunecli.checkpoint import Checkpoint
 from prunecli.commands.history import measured, step
 from prunecli.commands.pruned import PruneResult, sums
@@ -18,6 +21,7 @@ from prunecli.methods import METHODS, units, weights
 from prunecli.methods.outcome import Outcome
 from prunecli.methods.presets import PRESETS
 from prunecli.methods.targets import Target, in_rounds
+from prunecli.methods.weights import Tensors
 from prunecli.options import Execution, Recipe, parse_amount
 from prunecli.options.prune import PruneOptions
 from prunecli.progress import Say, silent
@@ -82,9 +86,9 @@ def _prune(
 ) -> Outcome:
     """One step: units or weights of `checkpoint`, to `target`."""
     name = options.method_name
-    scope = options.scope or METHODS[name].scope
+    scope = cast(Scope, options.scope) or METHODS[name].scope
     if METHODS[name].structure == "weights":
-        masked = weights.Weights(name, scope, options.tensors, options.only, options.skip, options.seed)
+        masked = weights.Weights(name, scope, cast(Tensors, options.tensors), options.only, options.skip, options.seed)
         return weights.prune(checkpoint, masked, target)
     cut = units.Units(name, scope, options.round_to, options.only, options.skip, options.seed)
     return units.prune(checkpoint, cut, target, whole=whole, trust=options.trust)
@@ -95,7 +99,7 @@ def _in_rounds(
 ) -> Outcome:
     """Prune to rising targets, each time followed by fine-tuning; `at_once` is the outcome without rounds."""
     now = measured(source)
-    goals = in_rounds(target, options.rounds, options.round_schedule, now["macs"], now["params"])
+    goals = in_rounds(target, options.rounds, cast(RoundSchedule, options.round_schedule), now["macs"], now["params"])
     whole = {row.name: row.before for row in at_once.rows}
     saving = training.Saving(Path(options.output))
     entry = _entry(options, source, {}, [])

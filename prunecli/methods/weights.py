@@ -26,6 +26,8 @@ from prunecli.methods.outcome import Outcome, Row
 from prunecli.methods.targets import Target
 from prunecli.sidecar import Optimizer
 
+Tensors = Literal["all", "conv"]
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -36,7 +38,7 @@ class Weights:
 
     method: str
     scope: Scope
-    tensors: Literal["all", "conv"] = "all"
+    tensors: Tensors = "all"
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     seed: int = 0
