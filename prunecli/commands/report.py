@@ -1,4 +1,4 @@
-"""`report`: what checkpoints cost and achieve, read from their files; torch is imported for latency and pictures only."""
+"""`report`: what checkpoints cost and achieve, from their files; torch is imported for latency and pictures only."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def run(options: ReportOptions, say: Say = silent) -> Report | Schema:
     """
     if options.schema:
         return Schema(json_schema())
-    gates = parse_gates(
-        options.fail_under, options.fail_over, latency=options.latency, compressed=options.compressed
-    )
+    gates = parse_gates(options.fail_under, options.fail_over, latency=options.latency, compressed=options.compressed)
     rows = read_rows(options.checkpoints, compressed=options.compressed)
     if options.latency:
         say.status("measuring latency")

@@ -91,7 +91,9 @@ def _onnxruntime(model: bytes, inputs: Tensor, threads: int) -> Callable[[], Non
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # its idle threads would slow the next candidate
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # its idle threads would slow the next candidate
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: inputs.cpu().numpy()}
 

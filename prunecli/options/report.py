@@ -15,7 +15,8 @@ from prunecli.options.values import parse_numbers
 class ReportOptions(Execution):
     """Show what checkpoints cost and achieve: MACs, parameters, sparsity, bytes, accuracy, latency, lineage.
 
-    1 MAC = one multiply-add; FLOPs = 2 x MACs. `--fail-under` and `--fail-over` make it a gate for Makefiles (exit code 6).
+    1 MAC = one multiply-add; FLOPs = 2 x MACs. --fail-under and --fail-over make it a gate for Makefiles: exit code 6
+    where a checkpoint misses one.
     """
 
     checkpoints: tuple[str, ...] = dataclasses.field(
@@ -32,7 +33,9 @@ class ReportOptions(Execution):
         (), "Fail where a metric is lower: top1=0.97, top1=97%. Repeatable.", metavar="METRIC=VALUE"
     )
     fail_over: tuple[str, ...] = option(
-        (), "Fail where a metric is higher: macs=20M, macs=50% (of the uncut network). Repeatable.", metavar="METRIC=VALUE"
+        (),
+        "Fail where a metric is higher: macs=20M, macs=50% (of the uncut network). Repeatable.",
+        metavar="METRIC=VALUE",
     )
     compressed: bool = option(True, "Measure the size after compression, which takes seconds for large files.")
     schema: bool = option(False, "Print the JSON Schema of sidecar files and exit.")

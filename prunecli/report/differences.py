@@ -46,14 +46,12 @@ def compare(before: Row, after: Row) -> Difference:
 
 
 def _facts(before: Row, after: Row) -> Iterator[Change]:
-    for what, get in (
-        ("arch", lambda row: row.sidecar.arch.name),
-        ("arch arguments", lambda row: row.sidecar.arch.args),
-        ("data", lambda row: row.sidecar.data.name if row.sidecar.data else None),
-        ("input", lambda row: row.sidecar.cost.input),
-        ("split", lambda row: row.sidecar.metrics.split),
-    ):
-        yield Change(what, get(before), get(after))
+    one, other = before.sidecar, after.sidecar
+    yield Change("arch", one.arch.name, other.arch.name)
+    yield Change("arch arguments", one.arch.args, other.arch.args)
+    yield Change("data", one.data.name if one.data else None, other.data.name if other.data else None)
+    yield Change("input", one.cost.input, other.cost.input)
+    yield Change("split", one.metrics.split, other.metrics.split)
     old, new = before.metrics(), after.metrics()
     for name, value in old.items():
         if name != "flops" and not name.startswith("latency"):

@@ -51,7 +51,7 @@ def parent(sidecar: Sidecar, known: Mapping[str, str]) -> str | None:
 
 
 def story(links: tuple[Link, ...], origin: str | None) -> str:
-    """A lineage as one line, `[base] → prune(...) → finetune(...)`: from the reported ancestor `origin`, if there is one."""
+    """A lineage as one line, `[base] → prune(...)`: from the reported ancestor `origin`, if there is one."""
     start = max((i for i, link in enumerate(links) if origin and link.parent_name == origin), default=0)
     steps = [link.text() for link in links[start:]]
     return " → ".join([f"[{origin}]", *steps] if origin else steps) or "no history"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,12 +35,17 @@ class Report:
             notes.append(MASKS)
         splits = sorted({row.sidecar.metrics.split for row in self.rows if row.last})
         if splits:
-            chosen = "; the best epoch was chosen on that same split" if any(r.sidecar.metrics.best for r in self.rows) else ""
+            chosen = (
+                "; the best epoch was chosen on that same split"
+                if any(r.sidecar.metrics.best for r in self.rows)
+                else ""
+            )
             notes.append(f"Accuracy is on the {' and '.join(splits)} split{chosen}.")
         if timing := next((t for row in self.rows for t in row.timings), None):
             threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
             notes.append(
-                f"Latency: median and quartiles of {timing.repeats} runs on this machine, {threads}, all candidates in turn."
+                f"Latency: median and quartiles of {timing.repeats} runs on this machine, {threads}, "
+                "one run of each candidate after another."
             )
         return notes
 
@@ -91,5 +95,3 @@ class Schema:
         import json
 
         return json.dumps(self.schema, indent=1)
-
-

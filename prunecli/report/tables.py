@@ -34,6 +34,5 @@ def to_markdown(rows: Sequence[Row]) -> str:
     timings = [(t.backend, t.batch) for t in rows[0].timings] if rows else []
     headings = [column.title for column in columns] + [f"{backend}, batch {batch}" for backend, batch in timings]
     lines = [headings, [":--", *["--:"] * (len(headings) - 1)]]
-    for row in rows:
-        lines.append([column.cell(row) for column in columns] + [milliseconds(t.median_ms) for t in row.timings])
+    lines += [[c.cell(row) for c in columns] + [milliseconds(t.median_ms) for t in row.timings] for row in rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

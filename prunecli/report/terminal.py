@@ -25,7 +25,7 @@ PIPED_WIDTH = 120
 
 
 def render(report: Report, *, width: int | None = None, color: bool | None = None) -> str:
-    """The report as text, by default as wide as the terminal (COLUMNS) and in colour only there, unless NO_COLOR is set."""
+    """The report as text, by default as wide as the terminal (COLUMNS), in colour only there and without NO_COLOR."""
     terminal = sys.stdout.isatty()
     if width is None:
         width = shutil.get_terminal_size((PIPED_WIDTH, 25)).columns
@@ -64,10 +64,11 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 def _overview(rows: Sequence[Row], console: Console) -> Table:
     chosen = overview(rows)
+    unlimited = console.options.update(max_width=10**4)
     while True:
         table = _table("", [c.title for c in chosen], [[c.cell(row) for c in chosen] for row in rows])
         expendable = [c for c in chosen if c.rank]
-        if not expendable or console.measure(table, options=console.options.update(max_width=10**4)).maximum <= console.width:
+        if not expendable or console.measure(table, options=unlimited).maximum <= console.width:
             return table
         chosen.remove(max(expendable, key=lambda c: c.rank))
 
