@@ -1,0 +1,152 @@
+"""Kills processes that save and load a checkpoint, at every line of their code and at random moments, and looks after.
+
+A process of its own, since it imports torch once and then forks hundreds of victims. Prints how many were killed; exits
+with a traceback at the first checkpoint that is neither the old one nor the new one.
+
+    python kill_writer.py FOLDER lines|twice|random
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from prunecli import files, tensorfile
+from prunecli.checkpoint import Checkpoint, load, save, to_array, to_tensor
+from prunecli.sidecar import Arch, Cost, Optimizer, ParamGroup, Sidecar
+
+# name: (length of the tensors, value in them, whether the optimizer state has a file of its own)
+VERSIONS = {"plain": (3, 1.0, False), "stateful": (700, 2.0, True), "stateful2": (50, 3.0, True), "tiny": (1, 4.0, False)}
+TRACED = {files.__file__, tensorfile.__file__, load.__code__.co_filename}
+
+
+def write(version: str, path: Path) -> None:
+    """Save a version of the checkpoint."""
+    length, value, own_file = VERSIONS[version]
+    weights = {"w": torch.full((length,), value), "b": torch.full((length, 2), value)}
+    state = {name: {"momentum_buffer": to_array(tensor)} for name, tensor in weights.items()}
+    optimizer = Optimizer(name="SGD", groups=[ParamGroup(params=["w", "b"])], state=state)
+    sidecar = Sidecar(arch=Arch(name=version), cost=Cost(input=[1]), optimizer=optimizer)
+    save(Checkpoint(weights, sidecar), path, inline_limit=0 if own_file else 10**6)
+
+
+def version_of(path: Path, *, foreign: bool = True) -> str:
+    """Which version a checkpoint holds; fails unless all of it is of that version, for foreign readers too."""
+    loaded = load(path)
+    version = loaded.sidecar.arch.name
+    length, value, own_file = VERSIONS[version]
+    assert loaded.sidecar.optimizer
+    momentum = {name: to_tensor(state["momentum_buffer"]) for name, state in loaded.sidecar.optimizer.state.items()}
+    for tensors in (loaded.weights, momentum, *([load_file(path)] if foreign else [])):
+        assert torch.equal(tensors["w"], torch.full((length,), value)), version
+        assert torch.equal(tensors["b"], torch.full((length, 2), value)), version
+    assert (loaded.sidecar.state is not None) == own_file
+    return version
+
+
+def killed_at(line: int, victim: Callable[[], object]) -> bool:
+    """Run `victim` in a fork that dies before the given line of the product's code; False when it ended before."""
+    child = os.fork()
+    if child == 0:
+        left = line
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename not in TRACED:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        victim()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the victim failed"
+    return os.WIFSIGNALED(status)
+
+
+def restore(backup: Path, folder: Path) -> Path:
+    """The folder as it was."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(backup, folder)
+    return folder / "x.safetensors"
+
+
+def lines(folder: Path) -> int:
+    """Kill a writer before every line; then a reader that completes what a dead writer left, likewise."""
+    backup, work, half, kills = folder / "backup", folder / "work", folder / "half", 0
+    path = work / "x.safetensors"
+    for old, new in (("stateful", "stateful2"), ("stateful", "plain")):
+        shutil.rmtree(backup, ignore_errors=True)
+        backup.mkdir()
+        write(old, backup / "x.safetensors")
+        found: list[str] = []
+        while killed_at(len(found) + 1, lambda: write(new, restore(backup, work))):
+            found.append(version_of(path))
+        assert found == [old] * found.count(old) + [new] * found.count(new)
+        assert set(found) == {old, new}
+        write(old, path)  # the next writer cleans up
+        assert {file.suffix for file in work.iterdir()} == {".safetensors", ".json"}
+
+        killed_at(found.index(new) + 1, lambda: write(new, restore(backup, half)))
+        line = 1
+        while killed_at(line, lambda: load(restore(half, work))):
+            assert version_of(path) == new
+            line += 1
+        kills += len(found) + line - 1
+    return kills
+
+
+def twice(folder: Path) -> int:
+    """Kill a writer, then at once a second writer over what the first has left: nothing is lost then either."""
+    draw, kills = random.Random(0), 0
+    backup, work = folder / "backup", folder / "work"
+    backup.mkdir()
+    write("plain", backup / "x.safetensors")
+    while kills < 160:
+        path = restore(backup, work)
+        first, second = draw.sample(["stateful", "stateful2", "tiny"], 2)
+        kills += killed_at(draw.randint(100, 200), lambda: write(first, path))
+        kills += killed_at(draw.randint(1, 200), lambda: write(second, path))
+        assert version_of(path) in ("plain", first, second)
+    return kills
+
+
+def at_random(folder: Path) -> int:
+    """Kill a process that saves one version after the other, at random moments, while this one reads all the time."""
+    draw, path = random.Random(1), folder / "x.safetensors"
+    write("plain", path)
+    for kill in range(120):
+        child = os.fork()
+        if child == 0:
+            for number in range(1000):
+                write(list(VERSIONS)[(kill + number) % 4], path)
+            os._exit(1)
+        try:
+            for _ in range(draw.randint(0, 20)):
+                version_of(path, foreign=False)
+            time.sleep(draw.uniform(0, 0.005))
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        version_of(path)
+    return 120
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print({"lines": lines, "twice": twice, "random": at_random}[sys.argv[2]](Path(sys.argv[1])))
