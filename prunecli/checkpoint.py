@@ -38,9 +38,9 @@ def save(checkpoint: Checkpoint, path: str | Path, *, inline_limit: int = INLINE
     Arrays of more than `inline_limit` bytes in all go to X.state.safetensors. Nothing of `checkpoint` is changed.
     Raises `PruneError` when the system refuses to write, or for values that no checkpoint may hold (NaN).
     """
-    sidecar, name = checkpoint.sidecar, str(path)
-    _finite(checkpoint.weights, sidecar.cost.buffers, name)
-    weights = {key: _raw(tensor, f"{name}: tensor {key!r}") for key, tensor in checkpoint.weights.items()}
+    sidecar = checkpoint.sidecar
+    weights = {key: _raw(tensor, f"{path}: tensor {key!r}") for key, tensor in checkpoint.weights.items()}
+    _finite(checkpoint.weights, sidecar.cost.buffers, path)
     state: dict[str, RawTensor] = {}
     arrays = dict(schema.arrays(sidecar))
     if sum(len(array.data or b"") for array in arrays.values()) > inline_limit:
@@ -223,6 +223,15 @@ def _set_attributes(
             setattr(modules[module_name], name, tuple(value) if isinstance(value, list) else value)
 
 
+@dataclass(frozen=True)
+class _Slot:
+    """Where a tensor of the `state_dict` lives, and the tensor that is there now."""
+
+    module: nn.Module
+    attribute: str
+    old: Tensor
+
+
 def _assign(network: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
     """Replace every parameter and stored buffer by the checkpoint's tensor; what was tied stays tied."""
     slots = dict(_slots(network))
@@ -232,31 +241,27 @@ def _assign(network: nn.Module, checkpoint: Checkpoint, path: str | Path) -> Non
             listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
             message = f"{path}: the weights {what} {listed}, unlike {checkpoint.sidecar.arch.name}"
             raise DamagedError(message, "the weights are of another architecture than the sidecar's")
-    tied: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the old tensor, which is kept so that no id is used again
-    for name, (module, attribute) in slots.items():
-        old, tensor = getattr(module, attribute), checkpoint.weights[name]
-        _check_slot(name, old, tensor, checkpoint.sidecar, path)
-        if id(old) in tied:
-            new = tied[id(old)][1]
-            if not torch.equal(new, tensor):
-                raise DamagedError(f"{path}: {name} differs from the tensor that it is tied to", "restore the weights")
-        else:
-            new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-            tied[id(old)] = old, new
-        setattr(module, attribute, new)
+    assigned: dict[int, Tensor] = {}  # by id of the old tensor
+    for name, slot in slots.items():
+        tensor = checkpoint.weights[name]
+        _check_slot(name, slot.old, tensor, checkpoint.sidecar, path)
+        new = assigned.get(id(slot.old))
+        if new is None:
+            new = nn.Parameter(tensor, slot.old.requires_grad) if isinstance(slot.old, nn.Parameter) else tensor
+            assigned[id(slot.old)] = new
+        elif not torch.equal(new, tensor):
+            raise DamagedError(f"{path}: {name} differs from the tensor that it is tied to", "restore the weights")
+        setattr(slot.module, slot.attribute, new)
 
 
-def _slots(network: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
-    """Where each tensor of the `state_dict` lives, shared modules under each of their names."""
+def _slots(network: nn.Module) -> Iterator[tuple[str, _Slot]]:
+    """The tensors of the `state_dict`, those of shared modules under each of their names."""
     for prefix, module in network.named_modules(remove_duplicate=False):
-        stored = [name for name, tensor in module._parameters.items() if tensor is not None]
-        stored += [
-            name
-            for name, tensor in module._buffers.items()
-            if tensor is not None and name not in module._non_persistent_buffers_set
-        ]
-        for name in stored:
-            yield f"{prefix}.{name}" if prefix else name, (module, name)
+        stored = dict(module._parameters)
+        stored |= {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        for name, tensor in stored.items():
+            if tensor is not None:
+                yield f"{prefix}.{name}" if prefix else name, _Slot(module, name, tensor)
 
 
 def _check_slot(name: str, old: Tensor, tensor: Tensor, sidecar: Sidecar, path: str | Path) -> None:
