@@ -58,7 +58,7 @@ def _timings(rows: list[Row], options: ReportOptions) -> list[list[Timing]]:
     for row in rows:
         network, _ = load(row.path, device=options.device, trust=options.trust)
         example = torch.randn(1, *row.sidecar.cost.input, generator=generator)
-        candidates.append((network, example.to(options.device)))
+        candidates.append((network.float(), example.to(options.device)))
     return latency(
         candidates, options.batches, threads=options.threads or torch.get_num_threads(), repeats=options.repeats
     )

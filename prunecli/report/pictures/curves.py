@@ -1,0 +1,38 @@
+"""Learning curves: training loss and accuracy by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prunecli.report.pictures.style import Picture, color, drawing, figure, marker, picture
+from prunecli.report.row import Row
+
+
+def curves(rows: Sequence[Row]) -> Picture | None:
+    """Two panels with a line a checkpoint; None when no checkpoint has a curve."""
+    shown = [(i, row) for i, row in enumerate(rows) if row.sidecar.metrics.curve]
+    if not shown:
+        return None
+    split = " and ".join(sorted({row.sidecar.metrics.split for _, row in shown}))
+    with drawing():
+        drawn = figure(3.5 + 0.2 * (len(shown) // 5))
+        left, right = drawn.subplots(1, 2)
+        for i, row in shown:
+            curve = row.sidecar.metrics.curve
+            every = max(len(curve) // 8, 1)
+            look = {"color": color(i), "marker": marker(i), "markersize": 5, "markevery": every, "lw": 1.6}
+            losses = [(log.epoch, log.train["loss"]) for log in curve if "loss" in log.train]
+            left.plot([epoch for epoch, _ in losses], [loss for _, loss in losses], label=row.name, **look)
+            scores = [(log.epoch, 100 * log.test["top1"]) for log in curve if log.test and "top1" in log.test]
+            right.plot([epoch for epoch, _ in scores], [top1 for _, top1 in scores], **look)
+        left.set_ylabel("training loss")
+        positive = [y for line in left.lines for y in line.get_ydata() if y > 0]
+        if positive and max(positive) > 20 * min(positive):
+            left.set_yscale("log")
+        right.set_ylabel(f"top-1 on the {split} split, %")
+        for axes in (left, right):
+            axes.set_xlabel("epoch of the checkpoint's own run")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        drawn.legend(loc="outside upper center", ncols=min(len(shown), 5))
+        caption = "Training loss and accuracy after each epoch of the run that ended in the checkpoint."
+        return picture(drawn, "curves", "Learning curves", caption)
