@@ -18,7 +18,7 @@ from prunecli.errors import DamagedError, UsageError
 from prunecli.options.prune import PruneOptions
 from prunecli.options.rewind import RewindOptions
 from prunecli.options.train import FinetuneOptions, TrainOptions
-from prunecli.scratch.snapshot import cut_snapshot, remaining
+from prunecli.retraining.snapshot import cut_snapshot, remaining
 from prunecli.sidecar import IndexSet, Schedule, Surgery
 
 KINDS = ("cut", "masked", "both")

@@ -25,8 +25,8 @@ from prunecli.commands.running import Written
 from prunecli.errors import UsageError
 from prunecli.options.rewind import RewindOptions
 from prunecli.progress import Say, silent
-from prunecli.scratch.recipe import Run, at, begun, fresh, original
-from prunecli.scratch.snapshot import at_start, cut_snapshot, label
+from prunecli.retraining.recipe import Run, at, begun, fresh, original
+from prunecli.retraining.snapshot import at_start, cut_snapshot, label
 from prunecli.sidecar import Metrics, Optimizer, Schedule, Training
 from prunecli.training.recipe import last_rate
 

@@ -20,11 +20,11 @@ from prunecli.errors import UsageError
 from prunecli.measure import cost
 from prunecli.options.scratch import ScratchOptions
 from prunecli.progress import Say, silent
-from prunecli.scratch import weights
-from prunecli.scratch.budget import macs_ratio
-from prunecli.scratch.recipe import original, scratch_run
-from prunecli.scratch.shape import Pruned, dense, sums_of, take_shape
-from prunecli.scratch.snapshot import at_start, cut_snapshot
+from prunecli.retraining import weights
+from prunecli.retraining.budget import macs_ratio
+from prunecli.retraining.recipe import original, scratch_run
+from prunecli.retraining.shape import Pruned, dense, sums_of, take_shape
+from prunecli.retraining.snapshot import at_start, cut_snapshot
 from prunecli.sidecar import Metrics
 from prunecli.training import describe, open_data
 from prunecli.training.run import derived_seed

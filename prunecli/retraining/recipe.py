@@ -9,7 +9,7 @@ import msgspec
 from prunecli.checkpoint import Checkpoint
 from prunecli.errors import DamagedError, UsageError
 from prunecli.options.scratch import ScratchOptions
-from prunecli.scratch.budget import budget_epochs, budget_schedule
+from prunecli.retraining.budget import budget_epochs, budget_schedule
 from prunecli.sidecar import Optimizer, Sidecar, Training
 from prunecli.training import recipe
 

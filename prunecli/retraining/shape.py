@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint import Checkpoint, unpack_mask
 from prunecli.errors import UsageError
 from prunecli.measure import Totals, cost, totals
-from prunecli.scratch import sparsity, widths
+from prunecli.retraining import sparsity, widths
 from prunecli.sidecar import Cost, Surgery
 from prunecli.surgery import Group, Plan, Structure, apply, replay, trace
 
