@@ -29,6 +29,8 @@ def curves(rows: Sequence[Row]) -> Picture | None:
         positive = [y for line in left.lines for y in line.get_ydata() if y > 0]
         if positive and max(positive) > 20 * min(positive):
             left.set_yscale("log")
+            left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            left.minorticks_off()
         right.set_ylabel(f"top-1 on the {split} split, %")
         for axes in (left, right):
             axes.set_xlabel("epoch of the checkpoint's own run")

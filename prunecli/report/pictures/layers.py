@@ -66,10 +66,14 @@ def _width(layer: Layer) -> str:
 
 
 def _sparsity(axes: Any, row: Row, shade: str, named: bool) -> None:
+    if not row.masked:
+        axes.set_axis_off()
+        axes.set_title("no masks", color=FAINT, fontsize=9)
+        return
     shown = _weighted(row)
     axes.bar(range(len(shown)), [100 * layer.sparsity for layer in shown], color=shade, width=0.8)
     axes.set_ylim(0, 100)
-    axes.set_title("masked, %" if row.masked else "no masks", color=FAINT, fontsize=9)
+    axes.set_title("masked, %", color=FAINT, fontsize=9)
     _name(axes, shown, named)
 
 

@@ -41,9 +41,10 @@ def _panel(
     axes: Any, shown: Sequence[tuple[int, Row]], cost: Callable[[Row], int], dense: Callable[[Row], int]
 ) -> None:
     points = {row.name: (cost(row), _error(row)) for _, row in shown}
-    everything = [value for _, row in shown for value in (cost(row), dense(row))]
-    if min(everything) > 0 and max(everything) > 4 * min(everything):
+    if _wide([value for _, row in shown for value in (cost(row), dense(row))]):
         axes.set_xscale("log")
+    if _wide([error for _, error in points.values()]):
+        axes.set_yscale("log")
     for i, row in shown:
         x, y = points[row.name]
         if row.parent in points:
@@ -62,12 +63,21 @@ def _panel(
     low, high = axes.get_xlim()
     # Room for the labels, which are to the right of their marks.
     axes.set_xlim(low, high * (high / low) ** 0.12 if axes.get_xscale() == "log" else high + 0.12 * (high - low))
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.2))
-    ticks = [t for t in axes.get_xticks() if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
-    if axes.get_xscale() == "log" and len(ticks) < 3:
-        axes.xaxis.set_minor_formatter(lambda value, _: count(value) if f"{value:e}"[0] in "25" else "")
-    axes.xaxis.set_major_formatter(lambda value, _: count(value))
+    _ticks(axes.xaxis, count)
+    _ticks(axes.yaxis, "{:g}".format)
     _label(axes, [(row.name, *points[row.name]) for _, row in shown])
+
+
+def _wide(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis shows these better."""
+    return min(values) > 0 and max(values) > 4 * min(values)
+
+
+def _ticks(axis: Any, written: Callable[[float], str]) -> None:
+    axis.set_major_formatter(lambda value, _: written(value))
+    if axis.get_scale() == "log":  # a range of less than two decades needs numbers between the powers of ten
+        low, high = axis.get_view_interval()
+        axis.set_minor_formatter(lambda value, _: written(value) if f"{value:e}"[0] in "25" and high < 300 * low else "")
 
 
 def _label(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:

@@ -60,8 +60,11 @@ def _histogram(axes: Any, row: Row, values: NDArray[np.float32], shade: str) -> 
     axes.set_title(title + (f", {share(round(row.sums.sparsity, 4))} masked" if removed else ""))
     if values.size:
         reach = float(np.abs(values).max()) or 1.0
-        axes.hist(values, bins=np.linspace(-reach, reach, BINS + 1), color=shade)
+        heights, edges = np.histogram(values, bins=BINS, range=(-reach, reach))
+        axes.stairs(heights, edges, fill=True, color=shade, baseline=0.5)
         axes.set_yscale("log")
+        axes.set_ylim(bottom=0.5)
+        axes.minorticks_off()
     axes.grid(visible=False, axis="x")
 
 
