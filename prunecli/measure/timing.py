@@ -47,6 +47,8 @@ def latency(
     or onnxruntime is missing.
     """
     results: list[list[Timing]] = [[] for _ in candidates]
+    if "onnxruntime" in backends:
+        need("onnxruntime")  # before the work of exporting
     models = [
         to_onnx(network, example.cpu(), {}) if "onnxruntime" in backends else b"" for network, example in candidates
     ]
