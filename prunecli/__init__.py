@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from prunecli.options.train import FinetuneOptions, TrainOptions
 
 __all__ = [
-    "ExportOptions", "FinetuneOptions", "PruneOptions", "ReportOptions", "RewindOptions", "ScratchOptions", "TrainOptions",
-    "export", "finetune", "load", "prune", "report", "rewind", "scratch", "train",
+    "ExportOptions", "FinetuneOptions", "PruneOptions", "ReportOptions", "RewindOptions", "ScratchOptions",
+    "TrainOptions", "export", "finetune", "load", "prune", "report", "rewind", "scratch", "train",
 ]  # fmt: skip
 
 COMMANDS = ("train", "prune", "finetune", "rewind", "scratch", "export", "report")

@@ -1,4 +1,4 @@
-"""What a run tells the person who waits for it: lines on stderr, and a status line that rewrites itself on a terminal."""
+"""What a run tells the person who waits: lines on stderr, and on a terminal a status line that rewrites itself."""
 
 from __future__ import annotations
 

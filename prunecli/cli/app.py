@@ -6,27 +6,67 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
+import msgspec
 import typer
 
 from prunecli.cli.config import read_config
 from prunecli.cli.output import emit
+from prunecli.errors import UsageError
 from prunecli.options.export import ExportOptions
 from prunecli.options.prune import PruneOptions
 from prunecli.options.report import ReportOptions
 from prunecli.options.rewind import RewindOptions
 from prunecli.options.scratch import ScratchOptions
 from prunecli.options.train import FinetuneOptions, TrainOptions
+from prunecli.progress import Stderr, silent
 
-COMMANDS: dict[str, tuple[type[Any], str]] = {
-    "train": (TrainOptions, "prunecli train --arch lenet5 --data digits --epochs 15 --keep 0,2 -o base.safetensors"),
-    "prune": (PruneOptions, "prunecli prune base.safetensors --method l1 --sparsity 0.5 -o cut.safetensors"),
-    "finetune": (FinetuneOptions, "prunecli finetune cut.safetensors --epochs 5 -o small.safetensors"),
-    "rewind": (RewindOptions, "prunecli rewind cut.safetensors --to base.epoch2.safetensors -o ticket.safetensors"),
-    "scratch": (ScratchOptions, "prunecli scratch cut.safetensors --budget B -o scratch.safetensors"),
-    "export": (ExportOptions, "prunecli export small.safetensors -o small.onnx"),
-    "report": (ReportOptions, "prunecli report base.safetensors small.safetensors --html report.html"),
+
+class Row(NamedTuple):
+    """A command: its options, what the list of commands says of it, and an example that runs after those above it."""
+
+    options: type[Any]
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "train": Row(
+        TrainOptions,
+        "Train a network from new or given weights.",
+        "prunecli train --arch lenet5 --data digits --epochs 15 --keep 0,2 -o base.safetensors",
+    ),
+    "prune": Row(
+        PruneOptions,
+        "Cut units off, or mask single weights.",
+        "prunecli prune base.safetensors --method l1 --sparsity 0.5 -o cut.safetensors",
+    ),
+    "finetune": Row(
+        FinetuneOptions,
+        "Train a checkpoint on.",
+        "prunecli finetune cut.safetensors --epochs 5 -o small.safetensors",
+    ),
+    "rewind": Row(
+        RewindOptions,
+        "Set a pruned network back to an earlier moment.",
+        "prunecli rewind cut.safetensors --to base.epoch2.safetensors -o ticket.safetensors",
+    ),
+    "scratch": Row(
+        ScratchOptions,
+        "Train the pruned architecture from new weights.",
+        "prunecli scratch cut.safetensors --budget B -o scratch.safetensors",
+    ),
+    "export": Row(
+        ExportOptions,
+        "Write a checked ONNX file.",
+        "prunecli export small.safetensors -o small.onnx",
+    ),
+    "report": Row(
+        ReportOptions,
+        "Show what checkpoints cost and achieve.",
+        "prunecli report base.safetensors small.safetensors --html report.html",
+    ),
 }
 
 app = typer.Typer(
@@ -35,6 +75,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: readable in 80 columns, and rich need not be imported
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -65,7 +106,7 @@ def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
         annotation, default = Annotated[kind, marker], inspect.Parameter.empty
     else:
         flags = (meta["flag"] or "--" + field.name.replace("_", "-")).split("/")
-        if kind == bool and field.default is False:
+        if kind is bool and field.default is False:
             flags = ["--" + field.name.replace("_", "-")] if not meta["flag"] else flags
         elif kind in (bool, bool | None):
             flags = [flags[0] + "/--no-" + flags[0].removeprefix("--")]
@@ -77,16 +118,36 @@ def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def _own_first(options: type[Any]) -> list[Field[Any]]:
+    """The fields of an options class: its own, then those of the classes that it shares with other commands."""
+    rank = {
+        name: depth
+        for depth, c in reversed([*enumerate(options.__mro__)])
+        for name in vars(c).get("__annotations__", {})
+    }
+    return sorted(fields(options), key=lambda field: rank[field.name])
+
+
 def _shared(name: str, kind: Any, flags: str, help: str) -> inspect.Parameter:
     annotation = Annotated[kind, typer.Option(*flags.split("/"), help=help)]
     default = False if kind is bool else None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def _build(options: type[Any], values: dict[str, Any]) -> Any:
+    """The options as their dataclass; the types of what a config file gives are checked here."""
+    try:
+        return msgspec.convert(values, options)
+    except msgspec.ValidationError as error:
+        reason, _, where = str(error).partition(" - at `$.")
+        flag = "--" + where.rstrip("`").replace("_", "-")
+        raise UsageError(f"{flag}: {reason}", "give the option a value of its type") from error
+
+
 def _command(name: str, options: type[Any]) -> Callable[..., None]:
     """The function behind a command: options from flags, then the config file, then defaults; run; print the result."""
     hints = get_type_hints(options)
-    described = [_parameter(field, hints[field.name]) for field in fields(options)]
+    described = [_parameter(field, hints[field.name]) for field in _own_first(options)]
     described.sort(key=lambda p: p.default is not inspect.Parameter.empty)
     described += [
         _shared("as_json", bool, "--json", "Print the result as one JSON document."),
@@ -96,13 +157,10 @@ def _command(name: str, options: type[Any]) -> Callable[..., None]:
     ]
 
     def command(as_json: bool, quiet: bool, debug: bool, config: str | None, **given: Any) -> None:
-        values = read_config(config, name, {n: {f.name for f in fields(o)} for n, (o, _) in COMMANDS.items()})
+        values = read_config(config, name, {n: {f.name for f in fields(row.options)} for n, row in COMMANDS.items()})
         values |= {key: value for key, value in given.items() if value is not None and value != []}
-        built = options(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-        from prunecli.progress import Stderr, silent
-
         say = silent if quiet else Stderr()
-        emit(import_module(f"prunecli.commands.{name}").run(built, say), as_json, say)
+        emit(import_module(f"prunecli.commands.{name}").run(_build(options, values), say), as_json, say)
 
     command.__name__ = name
     command.__signature__ = inspect.Signature(described)  # type: ignore[attr-defined]
@@ -110,6 +168,8 @@ def _command(name: str, options: type[Any]) -> Callable[..., None]:
     return command
 
 
-for _name, (_options, _example) in COMMANDS.items():
-    _help = inspect.cleandoc(_options.__doc__ or "")
-    app.command(_name, help=_help, epilog=f"Example: {_example}")(_command(_name, _options))
+for _name, _row in COMMANDS.items():
+    _help = inspect.cleandoc(_row.options.__doc__ or "")
+    app.command(_name, help=_help, short_help=_row.summary, epilog=f"Example: {_row.example}")(
+        _command(_name, _row.options)
+    )

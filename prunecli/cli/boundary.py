@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; every error becomes one `error:` and one `hint:` line on stderr."""
+    """Run one command line and return its exit code; an error becomes one `error:` and one `hint:` line on stderr."""
     from prunecli.cli.app import app
 
     signal.signal(signal.SIGTERM, _terminate)
@@ -38,7 +38,16 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our stdout went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        _print(f"{where}{error.strerror or error}", "check the path, its permissions and the space left on the disk")
+        return 1
     except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+            _print(f"out of memory: {error}", "use a smaller --batch-size")
+            return 1
         # typer's own usage errors carry format_message(); their classes moved between its versions
         if not hasattr(error, "format_message"):
             raise

@@ -46,7 +46,9 @@ class Written:
         data, metrics = self.data(), self.checkpoint.sidecar.metrics
         lines = [f"{data['checkpoint']}: {data['params']:,} parameters, {data['macs']:,} MACs"]
         if data["nonzero_params"] != data["params"]:
-            lines.append(f"  masked: {data['nonzero_params']:,} parameters left, {data['effective_macs']:,} effective MACs")
+            lines.append(
+                f"  masked: {data['nonzero_params']:,} parameters left, {data['effective_macs']:,} effective MACs"
+            )
         for name, score in (("last", metrics.last), ("best", metrics.best)):
             if score:
                 shown = ", ".join(f"{key} {value:.4f}" for key, value in score.values.items())
@@ -66,6 +68,7 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
     late = [epoch for epoch in options.kept_epochs if epoch > sidecar.training.epochs]
     if late:
         raise UsageError(f"--keep {late[0]}: the run has {sidecar.training.epochs} epochs", "keep epochs of the run")
+    files.check_folder(saving.output)
     start = _resumed(saving.partial, sidecar, say) if options.resume else None
     if options.resume and start is None and (done := _finished(saving.output, sidecar)):
         return Written(done, ("already complete: nothing to resume",))
@@ -103,7 +106,7 @@ def _same_run(found: Sidecar, wanted: Sidecar) -> bool:
 
 
 def _difference(found: Sidecar, wanted: Sidecar) -> str:
-    """What differs between the run that `found` is part of and the run that `wanted` begins; empty when nothing does."""
+    """What differs between the run that `found` is part of and the one that `wanted` begins; empty if nothing does."""
     for name in ("arch", "data", "surgery", "masks"):
         if getattr(found, name) != getattr(wanted, name):
             return name

@@ -79,10 +79,13 @@ def _load(network: nn.Module, path: str | None) -> None:
     for name in [*expected, *weights]:
         if name not in weights or name not in expected:
             where = path if name not in weights else "the network"
-            raise DamagedError(f"--init {path}: no tensor {name!r} in {where}", "give weights of the same --arch and --arch-arg")
+            raise DamagedError(
+                f"--init {path}: no tensor {name!r} in {where}", "give weights of the same --arch and --arch-arg"
+            )
         if weights[name].shape != expected[name].shape:
             raise DamagedError(
-                f"--init {path}: {name} has shape {list(weights[name].shape)}, the network's {list(expected[name].shape)}",
+                f"--init {path}: {name} has shape {list(weights[name].shape)}, "
+                f"the network's {list(expected[name].shape)}",
                 "give weights of the same --arch, --arch-arg and number of classes",
             )
     network.load_state_dict(weights)
@@ -94,7 +97,9 @@ def _check_output(network: nn.Module, info: Data) -> None:
         with torch.no_grad():
             logits = heads(network.eval()(torch.zeros(2, *info.shape)))[0]
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"--arch: fails on images of shape {info.shape}: {error}", "try another --image-size") from error
+        raise UsageError(
+            f"--arch: fails on images of shape {info.shape}: {error}", "try another --image-size"
+        ) from error
     if logits.dim() != 2 or logits.shape[1] < info.classes:
         raise UsageError(
             f"--arch: output of shape {list(logits.shape)} for 2 images of {info.classes} classes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunecli.errors import UsageError
 from prunecli.options.fields import check, choice, option
 from prunecli.options.values import parse_numbers
 
@@ -17,7 +18,9 @@ class Execution:
 
     device: str = option("cpu", "Device: cpu, cuda, cuda:1.", metavar="DEVICE")
     threads: int | None = option(None, "CPU threads (default: all cores).", metavar="N")
-    trust: tuple[str, ...] = option((), "Python module whose code a checkpoint may import. Repeatable.", metavar="MODULE")
+    trust: tuple[str, ...] = option(
+        (), "Python module whose code a checkpoint may import. Repeatable.", metavar="MODULE"
+    )
 
     def __post_init__(self) -> None:
         check(self.threads is None or self.threads >= 1, "--threads", self.threads, "a number of at least 1")
@@ -30,15 +33,21 @@ class Execution:
 class Recipe(Execution):
     """How a network is trained. None means: the command's default, or what the input checkpoint says."""
 
-    epochs: int | None = option(None, "Length of the run in epochs.", metavar="N")
-    batch_size: int | None = option(None, "Examples a step.", metavar="N")
-    optimizer: str | None = option(None, "Optimizer.", metavar="|".join(OPTIMIZERS))
-    lr: float | None = option(None, "Base learning rate.", metavar="RATE")
-    momentum: float | None = option(None, "Momentum of SGD.", metavar="M")
+    epochs: int | None = option(None, "Length of the run in epochs (default: 10).", metavar="N")
+    batch_size: int | None = option(None, "Examples a step (default: the checkpoint's, or 64).", metavar="N")
+    optimizer: str | None = option(None, "Optimizer (default: the checkpoint's, or sgd).", metavar="|".join(OPTIMIZERS))
+    lr: float | None = option(
+        None, "Base learning rate (train: sgd 0.05, adam and adamw 0.001; else the last rate).", metavar="RATE"
+    )
+    momentum: float | None = option(None, "Momentum of sgd (default: the checkpoint's, or 0.9).", metavar="M")
     nesterov: bool | None = option(None, "Nesterov momentum.")
-    weight_decay: float | None = option(None, "Weight decay.", metavar="WD")
-    betas: str | None = option(None, "Adam's betas.", metavar="B1,B2")
-    schedule: str | None = option(None, "Learning-rate schedule.", metavar="|".join(SCHEDULES))
+    weight_decay: float | None = option(
+        None, "Weight decay (default: the checkpoint's, or sgd 5e-4, adam 0, adamw 0.01).", metavar="WD"
+    )
+    betas: str | None = option(None, "Betas of adam and adamw (default: 0.9,0.999).", metavar="B1,B2")
+    schedule: str | None = option(
+        None, "Learning-rate schedule (train: cosine; else constant).", metavar="|".join(SCHEDULES)
+    )
     milestones: str | None = option(None, "Epochs at which `multistep` multiplies the rate by gamma.", metavar="E,E")
     step_size: float | None = option(None, "Epochs between two drops of `step`.", metavar="EPOCHS")
     gamma: float | None = option(None, "Factor of step, multistep (default 0.1) and exponential.", metavar="FACTOR")
@@ -46,9 +55,18 @@ class Recipe(Execution):
     min_lr: float | None = option(None, "Rate at the end of `cosine`.", metavar="RATE")
     warmup: float | None = option(None, "Epochs of linear warm-up.", metavar="EPOCHS")
     augment: bool | None = option(None, "Pad, crop and flip training images as the data source defines.")
-    precision: str | None = option(None, "Arithmetic: fp32, or bf16 (mixed precision).", metavar="fp32|bf16")
-    seed: int | None = option(None, "Seed of initialisation, order and augmentation.", metavar="N")
-    data: str | None = option(None, "Data source: digits, mnist:DIR, cifar10:DIR, folder:DIR, package.module:function.")
+    precision: str | None = option(
+        None, "Arithmetic: fp32, or bf16 for mixed precision (default: the checkpoint's, or fp32).", metavar="fp32|bf16"
+    )
+    seed: int | None = option(
+        None, "Seed of initialisation, order and augmentation (default: the checkpoint's, or 0).", metavar="N"
+    )
+    data: str | None = option(
+        None,
+        "Data source: digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR, folder:DIR, "
+        "package.module:function (default: the checkpoint's).",
+        metavar="NAME[:DIR]",
+    )
     data_arg: tuple[str, ...] = option((), "Argument of the data source. Repeatable.", metavar="KEY=VALUE")
     val: float | None = option(None, "Share of the training split held out; scores are then on it.", metavar="SHARE")
 
@@ -58,16 +76,25 @@ class Recipe(Execution):
         choice(self.schedule, "--schedule", SCHEDULES)
         choice(self.precision, "--precision", ("fp32", "bf16"))
         for name, low, high, expected in (
-            ("epochs", 0, 10**6, "0 or more"), ("batch_size", 1, 10**7, "1 or more"), ("lr", 1e-12, 1e6, "a positive rate"),
-            ("momentum", 0, 0.9999999, "0 or more, below 1"), ("weight_decay", 0, 1e6, "0 or more"),
-            ("step_size", 1e-9, 1e9, "a positive number"), ("gamma", 1e-12, 1, "above 0, at most 1"),
-            ("period", 1e-9, 1e9, "a positive number"), ("min_lr", 0, 1e6, "0 or more"), ("warmup", 0, 1e6, "0 or more"),
+            ("epochs", 0, 10**6, "0 or more"), ("batch_size", 1, 10**7, "1 or more"),
+            ("lr", 1e-12, 1e6, "a positive rate"), ("momentum", 0, 0.9999999, "0 or more, below 1"),
+            ("weight_decay", 0, 1e6, "0 or more"), ("step_size", 1e-9, 1e9, "a positive number"),
+            ("gamma", 1e-12, 1, "above 0, at most 1"), ("period", 1e-9, 1e9, "a positive number"),
+            ("min_lr", 0, 1e6, "0 or more"), ("warmup", 0, 1e6, "0 or more"),
             ("seed", 0, 2**63 - 1, "0 or more"), ("val", 0, 0.9, "a share from 0 to 0.9"),
         ):  # fmt: skip
             value = getattr(self, name)
             check(value is None or low <= value <= high, "--" + name.replace("_", "-"), value, expected)
         if self.milestones is not None:
             parse_numbers(self.milestones, "--milestones")
+        for kind, needed, value in (
+            ("multistep", "--milestones", self.milestones),
+            ("step", "--step-size", self.step_size),
+        ):
+            if self.schedule == kind and value is None:
+                raise UsageError(f"--schedule {kind}: {needed} is missing", f"say when the rate changes: {needed} 30")
         if self.betas is not None:
             betas = parse_numbers(self.betas, "--betas")
-            check(len(betas) == 2 and all(b < 1 for b in betas), "--betas", self.betas, "two numbers below 1: 0.9,0.999")
+            check(
+                len(betas) == 2 and all(b < 1 for b in betas), "--betas", self.betas, "two numbers below 1: 0.9,0.999"
+            )

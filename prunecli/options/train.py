@@ -15,15 +15,20 @@ class RunOptions(Recipe):
     """What `train` and `finetune` share: where the result and the snapshots of a run go."""
 
     output: str = option("", "Checkpoint to write, OUT.safetensors with its sidecar OUT.json.", flag="-o/--output")
-    keep: str = option("", "Epochs whose snapshots OUT.epochN.safetensors are written too (0: before training).", metavar="N,N")
+    keep: str = option(
+        "", "Epochs whose snapshots OUT.epochN.safetensors are written too (0: before training).", metavar="N,N"
+    )
     resume: bool = option(False, "Continue the interrupted run in OUT.partial.safetensors, if there is one.")
-    save_every: int | None = option(None, "Steps between two saves of OUT.partial (default: an epoch).", metavar="STEPS")
+    save_every: int | None = option(
+        None, "Steps between two saves of OUT.partial (default: an epoch).", metavar="STEPS"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.output.endswith(".safetensors"):
             raise UsageError(
-                f"--output {self.output!r}: not the name of a checkpoint", "give a name that ends in .safetensors: -o base.safetensors"
+                f"--output {self.output!r}: not the name of a checkpoint",
+                "give a name that ends in .safetensors: -o base.safetensors",
             )
         check(self.save_every is None or self.save_every >= 1, "--save-every", self.save_every, "1 or more")
         check(all(e == int(e) for e in parse_numbers(self.keep, "--keep")), "--keep", self.keep, "whole epochs: 0,10")

@@ -12,7 +12,13 @@ from prunecli.data import Split
 
 
 def evaluate(
-    network: nn.Module, split: Split, *, device: str = "cpu", batch_size: int = 512, precision: str = "fp32", task: str = "classification"
+    network: nn.Module,
+    split: Split,
+    *,
+    device: str = "cpu",
+    batch_size: int = 512,
+    precision: str = "fp32",
+    task: str = "classification",
 ) -> dict[str, float]:
     """Scores of `network` in eval mode on all of `split`, in file order; the network's mode is restored."""
     judge = tasks.get(task)

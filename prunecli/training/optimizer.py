@@ -25,7 +25,9 @@ def build(spec: sidecar.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
     parameters = dict(network.named_parameters())
     unknown = [name for group in spec.groups for name in group.params if name not in parameters]
     if unknown:
-        raise DamagedError(f"optimizer: no parameter {unknown[0]!r} in the network", "the sidecar belongs to other weights")
+        raise DamagedError(
+            f"optimizer: no parameter {unknown[0]!r} in the network", "the sidecar belongs to other weights"
+        )
     groups: list[dict[str, Any]] = [
         {"params": [parameters[name] for name in group.params]} | _options(group.options) for group in spec.groups
     ]
@@ -33,7 +35,9 @@ def build(spec: sidecar.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
     optimizer = CLASSES[spec.name](groups, fused=fusable)  # type: ignore[call-arg]
     for name, state in spec.state.items():
         if name not in parameters:
-            raise DamagedError(f"optimizer: state of an unknown parameter {name!r}", "the sidecar belongs to other weights")
+            raise DamagedError(
+                f"optimizer: state of an unknown parameter {name!r}", "the sidecar belongs to other weights"
+            )
         optimizer.state[parameters[name]] = {key: _like(to_tensor(a), parameters[name]) for key, a in state.items()}
     return optimizer
 

@@ -92,7 +92,9 @@ def _live_masks(checkpoint: Checkpoint, network: nn.Module) -> dict[str, Tensor]
     masks = {}
     for name, packed in checkpoint.sidecar.masks.items():
         if name not in parameters:
-            raise DamagedError(f"mask of {name}: not a parameter of the network", "the sidecar belongs to other weights")
+            raise DamagedError(
+                f"mask of {name}: not a parameter of the network", "the sidecar belongs to other weights"
+            )
         masks[name] = torch.empty_like(parameters[name], requires_grad=False).copy_(unpack_mask(packed))
     return masks
 

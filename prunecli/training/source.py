@@ -1,4 +1,4 @@
-"""The data that a command trains and scores on: the source named by `--data`, or the one that the checkpoint records."""
+"""The data that a command trains and scores on: the source that `--data` names, or the one the checkpoint records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prunecli.sidecar import Data
 
 
 def open_data(recorded: Data | None, options: Recipe, image_size: tuple[int, int, int] | None) -> Dataset:
-    """Open the source that the options name, else the recorded one, with images of `image_size` (channels, rows, columns).
+    """Open the source that the options name, else the recorded one; `image_size` is (channels, height, width).
 
     Raises `UsageError` when there is neither.
     """

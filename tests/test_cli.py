@@ -1,0 +1,157 @@
+"""The command line as people and Makefiles meet it: help, errors, exit codes, configuration, what goes where."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prunecli.cli.app import COMMANDS
+from prunecli.cli.boundary import run
+
+TRAIN = ["train", "--arch", "lenet5", "--data", "digits", "--epochs", "0", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def error_lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """The two lines that every error is."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    error, hint = captured.err.splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    assert "Traceback" not in captured.err
+    return error, hint
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option_and_gives_a_real_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    example = COMMANDS[command].example
+    assert example.split()[:2] == ["prunecli", command]
+    assert f"Example: prunecli {command}" in " ".join(text.split())
+    for field in COMMANDS[command].options.__dataclass_fields__.values():
+        assert field.metadata["help"].strip(), field.name
+
+
+def test_the_examples_of_the_help_run_one_after_another(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, row in COMMANDS.items():
+        arguments = shlex.split(row.example)[1:]
+        if command == "train":
+            arguments += ["--threads", "1", "--quiet"]
+            arguments[arguments.index("--epochs") + 1] = "3"
+        if command in ("finetune", "scratch"):
+            arguments += ["--epochs", "1", "--threads", "1", "--quiet"]
+        assert run(arguments) == 0, (row.example, capsys.readouterr().err)
+    assert {"base.safetensors", "cut.safetensors", "small.safetensors", "small.onnx", "report.html"} <= {
+        path.name for path in Path().iterdir()
+    }
+
+
+def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*TRAIN, "-o", "x.safetensors", "--epochs", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["params"] == 61_706
+    assert result["macs"] == 416_520
+    assert captured.err.startswith("epoch 1/1")
+    assert run([*TRAIN, "-o", "x.safetensors", "--epochs", "1", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "--no-such-option"], 2, "no-such-option"),
+        (["nonsense"], 2, "nonsense"),
+        (["train", "--data", "digits", "-o", "x.safetensors"], 2, "--arch"),
+        (["train", "--arch", "lenet5", "-o", "x.safetensors"], 2, "--data"),
+        ([*TRAIN], 2, "--output"),
+        ([*TRAIN, "-o", "x.pt"], 2, ".safetensors"),
+        (["train", "--arch", "lenet6", "--data", "digits", "-o", "x.safetensors"], 2, "lenet5"),
+        (["train", "--arch", "lenet5", "--data", "digit", "-o", "x.safetensors"], 2, "digits"),
+        (["train", "--arch", "lenet5", "--data", "mnist:nowhere", "-o", "x.safetensors"], 3, "nowhere"),
+        (["train", "--arch", "mine:net", "--data", "digits", "-o", "x.safetensors"], 2, "--trust mine"),
+        ([*TRAIN, "-o", "x.safetensors", "--lr", "-1"], 2, "--lr"),
+        ([*TRAIN, "-o", "x.safetensors", "--epochs", "ten"], 2, "ten"),
+        ([*TRAIN, "-o", "x.safetensors", "--optimizer", "sdg"], 2, "'sgd'"),
+        ([*TRAIN, "-o", "x.safetensors", "--schedule", "multistep"], 2, "--milestones"),
+        ([*TRAIN, "-o", "x.safetensors", "--device", "cuda"], 2, "--device cpu"),
+        ([*TRAIN, "-o", "x.safetensors", "--keep", "9"], 2, "--keep"),
+        ([*TRAIN, "-o", "x.safetensors", "--arch-arg", "width"], 2, "key=value"),
+        ([*TRAIN, "-o", "x.safetensors", "--arch-arg", "width=3"], 2, "width"),
+        ([*TRAIN, "-o", "x.safetensors", "--init", "nowhere.pt"], 3, "nowhere.pt"),
+        ([*TRAIN, "-o", "no/such/folder/x.safetensors"], 1, "no/such/folder"),
+        ([*TRAIN, "-o", "x.safetensors", "--config", "nowhere.toml"], 2, "nowhere.toml"),
+        (["finetune", "nowhere.safetensors", "-o", "x.safetensors"], 3, "nowhere.safetensors"),
+    ],
+)
+def test_bad_input_is_two_lines_and_the_right_code(
+    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "cuda" in arguments:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("a CUDA GPU is here: --device cuda is no error")
+    assert run(arguments) == code
+    assert words in " ".join(error_lines(capsys))
+    assert not list(Path().glob("*.safetensors"))
+
+
+def test_config_gives_options_and_flags_win(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("study.toml").write_text(
+        'data = "digits"\nthreads = 1\n[train]\narch = "lenet5"\nepochs = 0\n'
+        "batch-size = 32\nlr = 0.5\n[finetune]\nlr = 0.001\n"
+    )
+    assert run(["train", "--config", "study.toml", "--lr", "0.25", "-o", "x.safetensors"]) == 0
+    written = json.loads(Path("x.json").read_bytes())["training"]
+    assert (written["batch_size"], written["lr"]) == (32, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[train]\nepoch = 3\n", "'epochs'"),
+        ("learning = 1\n", "learning"),
+        ("[tran]\nlr = 1\n", "'train'"),
+        ("lr = ", "TOML"),
+    ],
+)
+def test_a_wrong_config_is_refused(content: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("study.toml").write_text(content)
+    assert run([*TRAIN, "--config", "study.toml", "-o", "x.safetensors"]) == 2
+    assert words in " ".join(error_lines(capsys))
+
+
+def test_a_config_value_of_the_wrong_type_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("study.toml").write_text('[train]\nlr = "fast"\n')
+    assert run([*TRAIN, "--config", "study.toml", "-o", "x.safetensors"]) == 2
+    assert "lr" in error_lines(capsys)[0]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("prunecli ")
+
+
+def test_help_imports_no_torch() -> None:
+    code = "import sys; from prunecli.cli.boundary import run; run(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    command = f"{shlex.quote(sys.executable)} -m prunecli report --schema | head -c 10"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert len(done.stdout) == 10
+    assert done.stderr == ""
