@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +40,10 @@ def save(checkpoint: Checkpoint, path: str | Path, *, inline_limit: int = INLINE
     """
     sidecar = checkpoint.sidecar
     weights = {key: _raw(tensor, f"{path}: tensor {key!r}") for key, tensor in checkpoint.weights.items()}
-    _finite(checkpoint.weights, sidecar.cost.buffers, path)
+    _finite(_tensors(checkpoint.weights, sidecar), sidecar.cost.buffers, path)
     state: dict[str, RawTensor] = {}
     arrays = dict(schema.arrays(sidecar))
-    if sum(len(array.data or b"") for array in arrays.values()) > inline_limit:
+    if sum(len(array.data or b"") for array in arrays.values()) > min(inline_limit, files.MAX_SIDECAR // 2):
         state = {
             key: RawTensor(array.dtype, tuple(array.shape), memoryview(array.data or b""))
             for key, array in arrays.items()
@@ -62,7 +62,7 @@ def load(path: str | Path) -> Checkpoint:
     if state:
         sidecar = schema.with_arrays(sidecar, lambda key, array: _filled(array, state[key]))
     weights = {name: _tensor(tensor) for name, tensor in pair.weights.items()}
-    _finite(weights, sidecar.cost.buffers, path)
+    _finite(_tensors(weights, sidecar), sidecar.cost.buffers, path)
     return Checkpoint(weights, sidecar, pair.paths.weights, pair.sha256)
 
 
@@ -83,7 +83,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         return load(path).weights
     else:
         weights = {name: _tensor(tensor) for name, tensor in files.read_tensors(path).items()}
-    _finite(weights, (), path)
+    _finite(weights.items(), (), path)
     return weights
 
 
@@ -155,9 +155,17 @@ def _tensor(raw: RawTensor) -> Tensor:
     return torch.frombuffer(raw.data, dtype=dtype).reshape(raw.shape)
 
 
-def _finite(weights: Mapping[str, Tensor], buffers: Collection[str], path: str | Path) -> None:
-    """Raise `DamagedError` for a NaN, or an infinite parameter (a buffer may hold infinities, as causal masks do)."""
-    for name, tensor in weights.items():
+def _tensors(weights: Mapping[str, Tensor], sidecar: Sidecar) -> Iterator[tuple[str, Tensor]]:
+    """Everything with values in a checkpoint, one tensor at a time."""
+    yield from weights.items()
+    for key, array in schema.arrays(sidecar):
+        if array.dtype.startswith(("float", "bfloat")):
+            yield key, to_tensor(array)
+
+
+def _finite(tensors: Iterable[tuple[str, Tensor]], buffers: Collection[str], path: str | Path) -> None:
+    """Raise `DamagedError` for a NaN, or for an infinity outside of `buffers` (causal masks hold some)."""
+    for name, tensor in tensors:
         if not tensor.is_floating_point():
             continue
         # One cheap pass: a sum of finite values that overflows is looked at again, a sum over a NaN is never finite.
@@ -180,6 +188,7 @@ def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", trust: 
     network = _dense(arch, trust, path)
     _set_attributes(network, checkpoint.sidecar.surgery.attributes, path)
     _assign(network, checkpoint, path)
+    _cut_unstored(network, checkpoint, path)
     return network.to(device).eval()
 
 
@@ -273,3 +282,19 @@ def _check_slot(name: str, old: Tensor, tensor: Tensor, sidecar: Sidecar, path: 
     if list(tensor.shape) != expected or tensor.is_floating_point() != old.is_floating_point():
         message = f"{path}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, expected {old.dtype} of {expected}"
         raise DamagedError(message, f"the weights are of another architecture than {sidecar.arch.name}")
+
+
+def _cut_unstored(network: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
+    """Cut the buffers that surgery cut and that the weights file lacks, as they are not persistent."""
+    surgery = checkpoint.sidecar.surgery
+    for name in surgery.axes.keys() - checkpoint.weights.keys():
+        buffer = dict(network.named_buffers()).get(name)
+        for axis, number in surgery.axes[name].items():
+            index = surgery.index[number]
+            if buffer is None or buffer.shape[int(axis) : int(axis) + 1] != (index.of,):
+                message = f"{path}: surgery cuts axis {axis} of {name!r}, which the network has not"
+                raise DamagedError(message, "the sidecar was written for another architecture")
+            buffer = buffer.index_select(int(axis), torch.tensor(index.kept))
+        if buffer is not None:
+            module, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(module), attribute, buffer)

@@ -15,6 +15,7 @@ import hashlib
 import mmap
 import os
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def open_pair(path: str | Path, *, state: bool = True) -> Pair:
 def read_tensors(path: Path) -> dict[str, RawTensor]:
     """The tensors of a safetensors file that belongs to no checkpoint. Raises as `open_pair` does."""
     with _translated(path, "read"):
-        contents = _map(paths(path).weights)
+        contents = _map(paths(path).weights, sys.maxsize)
         if contents is None:
             raise _missing(paths(path))
         return tensorfile.parse(contents, path)
@@ -116,14 +117,12 @@ def _open(where: Paths, state: bool) -> Pair:
 
 
 def _read_sidecar(where: Paths) -> Sidecar:
-    raw = _map(where.sidecar)
+    raw = _map(where.sidecar, MAX_SIDECAR)
     if raw is None:
         raise _missing(where)
-    if len(raw) > MAX_SIDECAR:
-        raise DamagedError(f"{where.sidecar}: {len(raw)} bytes are too many for a sidecar", RESTORE)
     try:
         return schema.decode(raw)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         version = _version(raw)
         if version is not None and version != schema.FORMAT:
             message = f"{where.sidecar}: format {version!r}, this prunecli reads format {schema.FORMAT}"
@@ -137,7 +136,7 @@ def _version(raw: memoryview) -> object:
 
     try:
         return msgspec.json.decode(raw, type=Versioned).format
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 
@@ -155,14 +154,17 @@ def _find(path: Path, ref: FileRef, where: Paths) -> memoryview:
 
 
 def _matching(path: Path, ref: FileRef) -> memoryview | None:
-    contents = _map(path)
+    contents = _map(path, ref.size)
     if contents is None or len(contents) != ref.size or hashlib.sha256(contents).hexdigest() != ref.sha256:
         return None
     return contents
 
 
-def _map(path: Path) -> memoryview | None:
-    """The contents of a file, mapped privately (writing to them changes no file); None when there is no such file."""
+def _map(path: Path, most: int) -> memoryview | None:
+    """The contents of a file, mapped privately: writing to them changes no file.
+
+    None when there is no such file, or when it has more than `most` bytes.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not to hang on a pipe
     except (FileNotFoundError, NotADirectoryError):
@@ -171,6 +173,8 @@ def _map(path: Path) -> memoryview | None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise DamagedError(f"{path}: not a regular file", "name the weights file of a checkpoint")
+        if status.st_size > most:
+            return None
         return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_COPY) if status.st_size else b"")
     finally:
         os.close(fd)
@@ -189,6 +193,8 @@ def _versions(where: Paths) -> list[tuple[int, int, int] | None]:
 
 
 def _missing(where: Paths) -> DamagedError:
+    if where.sidecar.is_file():
+        return DamagedError(f"{where.sidecar}: more than {MAX_SIDECAR} bytes, too many for a sidecar", RESTORE)
     if where.weights.is_file():
         hint = f"restore it; the weights alone can start a run: prunecli train --init {where.weights}"
         return DamagedError(f"{where.sidecar}: no such file, the sidecar of {where.weights.name}", hint)
@@ -214,6 +220,17 @@ def exists(path: str | Path) -> bool:
     """Whether there is a checkpoint at `path`, whole or one rename short of it."""
     where = paths(path)
     return where.sidecar.exists() and (where.weights.exists() or pending(where.weights).exists())
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise `PruneError` unless the folder of `path` is there and can be written: better known before the work."""
+    folder = paths(path).weights.parent
+    if not folder.is_dir():
+        raise PruneError(f"{path}: there is no folder {folder}", f"make it first: mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PruneError(
+            f"{path}: the folder {folder} cannot be written", "choose another folder, or change its permissions"
+        )
 
 
 def remove(path: str | Path) -> None:
@@ -343,6 +360,7 @@ def _translated(path: Path, verb: str) -> Iterator[None]:
     except OSError as error:
         hints = {
             errno.ENOENT: f"create the folder first: mkdir -p {path.parent}",
+            errno.ENOMEM: "it is larger than the memory of this machine",
             errno.ENOSPC: "free some space, or choose another folder; the files of before are untouched",
             errno.EDQUOT: "free some space, or choose another folder; the files of before are untouched",
         }

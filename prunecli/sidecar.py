@@ -7,6 +7,7 @@ weights (shapes, index ranges) are in `prunecli.consistency`. The descriptions o
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -331,6 +332,7 @@ class Sidecar(Strict, kw_only=True):
     training: The run and the position in it; null when nothing was trained yet.
     metrics: How good it is.
     history: The steps of the pipeline that made it, first to last.
+    checksum: SHA-256 of all bytes before this line; null after an edit by hand, and in memory.
     """
 
     format: Literal[1] = FORMAT
@@ -346,6 +348,7 @@ class Sidecar(Strict, kw_only=True):
     training: Training | None = None
     metrics: Metrics = field(default_factory=Metrics)
     history: list[Step] = field(default_factory=list)
+    checksum: Sha256 | None = None
 
 
 def arrays(sidecar: Sidecar) -> Iterator[tuple[str, Array]]:
@@ -375,16 +378,35 @@ def with_arrays(sidecar: Sidecar, replace: Callable[[str, Array], Array]) -> Sid
 
 
 def decode(raw: bytes | memoryview) -> Sidecar:
-    """Read a sidecar. Raises `msgspec.ValidationError` or `msgspec.DecodeError` with the path of what is wrong."""
-    return msgspec.json.decode(raw, type=Sidecar)
+    """Read a sidecar. Raises `ValueError` (`msgspec.DecodeError` with the path of what is wrong, for its contents)."""
+    sidecar = msgspec.json.decode(raw, type=Sidecar)
+    if sidecar.checksum is not None:
+        last = _last_line(sidecar.checksum)
+        if raw[-len(last) :] != last or hashlib.sha256(raw[: -len(last)]).hexdigest() != sidecar.checksum:
+            raise ValueError("its checksum differs (after an edit on purpose, set it to null)")
+        sidecar.checksum = None
+    return sidecar
 
 
 def encode(sidecar: Sidecar) -> Iterator[bytes]:
-    """The bytes of a sidecar in pieces: keys in the schema's order, indented for people and `diff`.
+    """The bytes of a sidecar in pieces: keys in the schema's order, indented for people and `diff`, with a checksum.
 
     Arrays can be large, so each is encoded only when its turn comes, and the rest is indented without them.
     Raises `msgspec.ValidationError` for values that could not be read back, such as NaN.
     """
+    digest = hashlib.sha256()
+    for piece in _pieces(msgspec.structs.replace(sidecar, checksum="0" * 64)):
+        digest.update(piece)
+        yield piece
+    yield _last_line(digest.hexdigest())
+
+
+def _last_line(checksum: str) -> bytes:
+    return f' "checksum": "{checksum}"\n}}\n'.encode()
+
+
+def _pieces(sidecar: Sidecar) -> Iterator[bytes]:
+    """The text of a sidecar up to its last line."""
     mark = b"where the bytes of an array go in"  # its base64 needs no padding
     contents: list[bytes] = []
 
@@ -396,14 +418,14 @@ def encode(sidecar: Sidecar) -> Iterator[bytes]:
         substitute.data = mark
         return substitute
 
-    decode(msgspec.json.encode(with_arrays(sidecar, lambda _, array: Array(dtype=array.dtype, shape=array.shape))))
-    text = msgspec.json.format(msgspec.json.encode(with_arrays(sidecar, marked)), indent=1)
-    pieces = text.split(msgspec.json.encode(mark))
+    without = with_arrays(sidecar, lambda _, array: Array(dtype=array.dtype, shape=array.shape))
+    msgspec.json.decode(msgspec.json.encode(without), type=Sidecar)
+    text = msgspec.json.format(msgspec.json.encode(with_arrays(sidecar, marked)), indent=1) + b"\n"
+    pieces = text.removesuffix(_last_line("0" * 64)).split(msgspec.json.encode(mark))
     yield pieces[0]
     for data, piece in zip(contents, pieces[1:], strict=True):
         yield msgspec.json.encode(data)
         yield piece
-    yield b"\n"
 
 
 def json_schema() -> dict[str, Any]:

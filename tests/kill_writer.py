@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +28,12 @@ from prunecli.checkpoint import Checkpoint, load, save, to_array, to_tensor
 from prunecli.sidecar import Arch, Cost, Optimizer, ParamGroup, Sidecar
 
 # name: (length of the tensors, value in them, whether the optimizer state has a file of its own)
-VERSIONS = {"plain": (3, 1.0, False), "stateful": (700, 2.0, True), "stateful2": (50, 3.0, True), "tiny": (1, 4.0, False)}
+VERSIONS = {
+    "plain": (3, 1.0, False),
+    "stateful": (700, 2.0, True),
+    "stateful2": (50, 3.0, True),
+    "tiny": (1, 4.0, False),
+}
 TRACED = {files.__file__, tensorfile.__file__, load.__code__.co_filename}
 
 
@@ -79,6 +85,11 @@ def killed_at(line: int, victim: Callable[[], object]) -> bool:
     return os.WIFSIGNALED(status)
 
 
+def overwrite(version: str, backup: Path, folder: Path) -> None:
+    """Save a version over what the backup holds."""
+    write(version, restore(backup, folder))
+
+
 def restore(backup: Path, folder: Path) -> Path:
     """The folder as it was."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -95,14 +106,14 @@ def lines(folder: Path) -> int:
         backup.mkdir()
         write(old, backup / "x.safetensors")
         found: list[str] = []
-        while killed_at(len(found) + 1, lambda: write(new, restore(backup, work))):
+        while killed_at(len(found) + 1, partial(overwrite, new, backup, work)):
             found.append(version_of(path))
         assert found == [old] * found.count(old) + [new] * found.count(new)
         assert set(found) == {old, new}
         write(old, path)  # the next writer cleans up
         assert {file.suffix for file in work.iterdir()} == {".safetensors", ".json"}
 
-        killed_at(found.index(new) + 1, lambda: write(new, restore(backup, half)))
+        killed_at(found.index(new) + 1, partial(overwrite, new, backup, half))
         line = 1
         while killed_at(line, lambda: load(restore(half, work))):
             assert version_of(path) == new
@@ -120,8 +131,8 @@ def twice(folder: Path) -> int:
     while kills < 160:
         path = restore(backup, work)
         first, second = draw.sample(["stateful", "stateful2", "tiny"], 2)
-        kills += killed_at(draw.randint(100, 200), lambda: write(first, path))
-        kills += killed_at(draw.randint(1, 200), lambda: write(second, path))
+        kills += killed_at(draw.randint(100, 200), partial(write, first, path))
+        kills += killed_at(draw.randint(1, 200), partial(write, second, path))
         assert version_of(path) in ("plain", first, second)
     return kills
 

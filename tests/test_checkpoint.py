@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from prunecli import checkpoint as checkpoints
 from prunecli import files, models
 from prunecli.checkpoint import Checkpoint, build, load, pack_mask, read_weights, save, to_array, to_tensor, unpack_mask
 from prunecli.errors import DamagedError, PruneError, UsageError
 from prunecli.sidecar import Arch, Cost, IndexSet, Optimizer, ParamGroup, Schedule, Sidecar, Surgery, Training
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-          torch.uint8, torch.bool]  # fmt: skip
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+]  # fmt: skip
 
 
 def plain(**parts: Any) -> Sidecar:
@@ -33,7 +34,8 @@ def plain(**parts: Any) -> Sidecar:
 def with_momentum(weights: dict[str, Tensor]) -> Sidecar:
     state = {name: {"momentum_buffer": to_array(torch.randn_like(tensor))} for name, tensor in weights.items()}
     groups = [ParamGroup(params=list(weights), options={"lr": 0.1, "nesterov": True})]
-    training = Training(epochs=3, batch_size=4, seed=0, lr=0.1, schedule=Schedule(), rng={"cpu": to_array(torch.ones(9))})
+    rng = {"cpu": to_array(torch.ones(9))}
+    training = Training(epochs=3, batch_size=4, seed=0, lr=0.1, schedule=Schedule(), rng=rng)
     return plain(optimizer=Optimizer(name="SGD", groups=groups, state=state), training=training)
 
 
@@ -63,7 +65,8 @@ def test_every_dtype_and_shape_survives(path: Path) -> None:
 
 
 def test_weights_file_is_what_safetensors_writes(path: Path) -> None:
-    weights = {str(dtype): torch.tensor([1, 0, 2]).to(dtype) for dtype in DTYPES} | {"b": torch.ones(3), "ä": torch.ones(2)}
+    weights = {str(dtype): torch.tensor([1, 0, 2]).to(dtype) for dtype in DTYPES}
+    weights |= {"b": torch.ones(3), "ä": torch.ones(2)}
     save(Checkpoint(weights, plain()), path)
     assert path.read_bytes() == safetensors_bytes(weights, metadata={"format": "pt"})
 
@@ -253,8 +256,17 @@ def test_ties_and_values_outside_the_state_dict_are_restored(path: Path, monkeyp
     assert torch.equal(built(x), network(x))
 
 
+def test_cut_buffers_that_are_not_stored_are_cut_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, checkpoint = unusual(path, monkeypatch)
+    checkpoint.sidecar.surgery = Surgery(index=[IndexSet(of=3, kept=[0, 2])], axes={"scale": {"0": 0}})
+    assert torch.equal(build(checkpoint).scale, torch.tensor([2.0, 4.0]))
+    checkpoint.sidecar.surgery.index[0].of = 4
+    with pytest.raises(DamagedError, match="scale"):
+        build(checkpoint)
+
+
 def test_tied_weights_that_differ_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, checkpoint = unusual(path, monkeypatch)
+    _, checkpoint = unusual(path, monkeypatch)
     checkpoint.weights["second.weight"] = torch.zeros(3, 3)
     with pytest.raises(DamagedError, match=r"second\.weight"):
         build(checkpoint)
@@ -372,7 +384,3 @@ def test_checkpoints_exist_until_they_are_removed(path: Path) -> None:
     files.remove(path)
     assert not files.exists(path)
     assert list(path.parent.iterdir()) == []
-
-
-def test_default_limit_is_generous() -> None:
-    assert checkpoints.INLINE_LIMIT == 256 * 2**20
