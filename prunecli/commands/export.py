@@ -12,9 +12,8 @@ from torch import Tensor
 from prunecli import checkpoint as checkpoints
 from prunecli import data as sources
 from prunecli.errors import DamagedError, PruneError
-from prunecli.exporting import Difference, Form, describe, to_onnx, verify
+from prunecli.exporting import Difference, Form, describe, to_onnx, verify, write
 from prunecli.exporting.provenance import provenance
-from prunecli.exporting.write import write
 from prunecli.options import parse_pairs
 from prunecli.options.export import ExportOptions
 from prunecli.progress import Say, silent
@@ -71,7 +70,7 @@ def run(options: ExportOptions, say: Say = silent) -> Exported:
     if options.threads:
         torch.set_num_threads(options.threads)
     source = checkpoints.load(options.checkpoint)
-    network = checkpoints.build(source, trust=options.trust)
+    network = checkpoints.build(source, trust=options.trust).float()
     form = Form(opset=options.opset, dynamic=options.batch is None, fp16=options.fp16, sparse=options.sparse)
     batches, inputs = _inputs(options, source.sidecar)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.weights.items()}

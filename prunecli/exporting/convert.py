@@ -49,7 +49,7 @@ def to_onnx(network: nn.Module, example: Tensor, metadata: Mapping[str, str], fo
     The network is left as it was. Raises `PruneError` when it is too large or cannot be expressed in this form.
     """
     form = form or Form()
-    size = sum(t.nbytes for t in {t.data_ptr(): t for t in network.state_dict().values()}.values())
+    size = sum(t.nbytes for t in [*network.parameters(), *network.buffers()])
     if size > LIMIT:
         raise PruneError(
             f"the network's {size / 2**30:.1f} GiB do not fit into one ONNX file, which ends at 2 GiB",

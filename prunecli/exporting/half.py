@@ -31,6 +31,10 @@ def halve(model: ModelProto) -> None:
     for node in nodes:
         if node.op_type == "BatchNormalization":
             _normalise(node, constants)
+        elif node.op_type == "ConstantOfShape" and not node.attribute:  # its default is a float32 zero
+            onnx = need("onnx")
+            zero = onnx.numpy_helper.from_array(np.zeros(1, np.float32))
+            node.attribute.append(onnx.helper.make_attribute("value", zero))
         for position in FLOAT_INPUTS.get(node.op_type, ()):
             if position < len(node.input) and node.input[position] in constants:
                 original = constants[node.input[position]]

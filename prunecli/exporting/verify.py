@@ -59,7 +59,7 @@ def verify(model: bytes, network: nn.Module, inputs: Iterable[Tensor], *, fp16: 
     return Difference(max(d.absolute for d in found), max(d.relative for d in found))
 
 
-class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Rounding(TorchDispatchMode):
     """Every float32 result is rounded to float16 and back: what float16 arithmetic with wide sums computes."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
