@@ -57,7 +57,7 @@ def cost(network: nn.Module, *inputs: Tensor) -> Cost:
     )
 
 
-class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own decorator is not typed
+class MacCounter(TorchDispatchMode):
     """Sums MACs by the parameter that a factor comes from.
 
     Views share a parameter's storage; what is computed from parameters alone (casts, masked or normalised weights)
@@ -65,7 +65,7 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], inputs: list[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.macs: dict[str, int] = {}
         self.other = 0
         self.size = {name: tensor.numel() for name, tensor in parameters.items()}

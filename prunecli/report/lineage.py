@@ -15,6 +15,8 @@ SHOWN = (
 )  # fmt: skip
 USUAL = {"round_to": 1, "rounds": 1, "finetune_epochs": 0, "schedule": "constant", "seed": 0, "shape": "same"}
 
+Identity = tuple[str | None, int]
+
 
 @dataclass(frozen=True)
 class Link:
@@ -38,16 +40,19 @@ class Link:
         return {**asdict(self), "notes": list(self.notes)}
 
 
-def chain(sidecar: Sidecar, known: Mapping[str, str]) -> tuple[Link, ...]:
-    """The steps that made a checkpoint, first to last; `known` maps SHA-256 of reported checkpoints to their names."""
-    return tuple(_link(step, known) for step in sidecar.history)
+def identity(sidecar: Sidecar) -> Identity:
+    """What tells a checkpoint from others: its weights, and how many steps made it, since some leave weights alone."""
+    return (sidecar.weights.sha256 if sidecar.weights else None, len(sidecar.history))
 
 
-def parent(sidecar: Sidecar, known: Mapping[str, str]) -> str | None:
+def chain(sidecar: Sidecar, known: Mapping[Identity, str]) -> tuple[Link, ...]:
+    """The steps that made a checkpoint, first to last; `known` has the names of the reported checkpoints."""
+    return tuple(_link(step, known.get((step.parent, i))) for i, step in enumerate(sidecar.history))
+
+
+def parent(links: tuple[Link, ...]) -> str | None:
     """The nearest ancestor among the reported checkpoints; None when there is none."""
-    own = sidecar.weights.sha256 if sidecar.weights else None
-    parents = (step.parent for step in reversed(sidecar.history))
-    return next((known[sha] for sha in parents if sha and sha != own and sha in known), None)
+    return next((link.parent_name for link in reversed(links) if link.parent_name), None)
 
 
 def story(links: tuple[Link, ...], origin: str | None) -> str:
@@ -57,8 +62,7 @@ def story(links: tuple[Link, ...], origin: str | None) -> str:
     return " → ".join([f"[{origin}]", *steps] if origin else steps) or "no history"
 
 
-def _link(step: Step, known: Mapping[str, str]) -> Link:
-    name = known.get(step.parent) if step.parent else None
+def _link(step: Step, name: str | None) -> Link:
     return Link(step.command, step.options, step.parent, name, step.cost, step.score, tuple(step.notes))
 
 

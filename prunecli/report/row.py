@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli import files
 from prunecli.measure import Totals, disk_sizes, totals
-from prunecli.report.lineage import Link, chain, parent, story
+from prunecli.report.lineage import Identity, Link, chain, identity, parent, story
 from prunecli.sidecar import Score, Sidecar
 
 if TYPE_CHECKING:
@@ -107,10 +107,7 @@ def read_rows(paths: Sequence[str], *, compressed: bool = True) -> list[Row]:
     """Read checkpoints, verified, and find who was made from whom. Raises `DamagedError` for a bad one."""
     contents = [files.read(path) for path in paths]
     names = short_names(paths)
-    known: dict[str, str] = {}
-    for name, (sidecar, _) in zip(names, contents, strict=True):
-        if sidecar.weights:
-            known.setdefault(sidecar.weights.sha256, name)
+    known = {identity(sidecar): name for name, (sidecar, _) in zip(names, contents, strict=True)}
     return [
         _row(name, path, sidecar, {key: shape for key, (_, shape) in header.items()}, known, compressed)
         for name, path, (sidecar, header) in zip(names, paths, contents, strict=True)
@@ -122,12 +119,13 @@ def _row(
     path: str,
     sidecar: Sidecar,
     shapes: Mapping[str, tuple[int, ...]],
-    known: Mapping[str, str],
+    known: Mapping[Identity, str],
     compressed: bool,
 ) -> Row:
     where = files.paths(path)
     size, packed = disk_sizes(where.weights, compressed=compressed)
     beside = [where.sidecar, where.state] if sidecar.state else [where.sidecar]
+    links = chain(sidecar, known)
     return Row(
         name=name,
         path=where.weights,
@@ -136,8 +134,8 @@ def _row(
         bytes=size,
         sidecar_bytes=sum(disk_sizes(file, compressed=False)[0] for file in beside),
         compressed=packed,
-        lineage=chain(sidecar, known),
-        parent=parent(sidecar, known),
+        lineage=links,
+        parent=parent(links),
     )
 
 

@@ -38,7 +38,9 @@ def layers(rows: Sequence[Row]) -> Picture | None:
             if masked:
                 _sparsity(line[1], row, color(members[0]), named)
         panels[0][0].set_ylabel("width")
-        caption = "Units (channels, neurons) of each layer in the order in which they act: kept in colour, removed in grey"
+        caption = (
+            "Units (channels, neurons) of each layer in the order in which they act: kept in colour, removed in grey"
+        )
         caption += "; and the share of its parameters that masks remove." if masked else "."
         if len(groups) > PANELS:
             caption += f" The first {PANELS} of {len(groups)} different shapes."

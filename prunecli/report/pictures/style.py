@@ -1,4 +1,4 @@
-"""One look for all pictures, and figures as SVG text that is the same every time and refers to nothing outside itself."""
+"""One look for all pictures, and figures as SVG text, the same every time, that refers to nothing outside itself."""
 
 from __future__ import annotations
 

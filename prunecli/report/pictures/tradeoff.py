@@ -3,61 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prunecli.report.columns import count
-from prunecli.report.pictures.style import FAINT, INK, Picture, color, drawing, figure, marker, picture
+from prunecli.report.pictures.labels import label
+from prunecli.report.pictures.style import Picture, color, drawing, figure, marker, picture
 from prunecli.report.row import Row
 
-# Where a label may be, in points from its mark, best first.
-PLACES = ((8, -3), (8, 9), (8, -15), (-8, -3), (-8, 9), (-8, -15), (8, 21), (-8, 21), (8, -27), (-8, -27))
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint, the i-th of the report: its cost with masked weights left out and with them, and its error in %."""
+
+    i: int
+    row: Row
+    cost: int
+    dense: int
+    error: float
 
 
 def tradeoff(rows: Sequence[Row]) -> Picture | None:
     """Two panels, lower left is better; None when no checkpoint has an accuracy."""
-    shown = [(i, row) for i, row in enumerate(rows) if _error(row) is not None]
-    if not shown:
+    scored = [(i, row, top1) for i, row in enumerate(rows) if (top1 := row.metrics()["top1"]) is not None]
+    if not scored:
         return None
-    split = " and ".join(sorted({row.sidecar.metrics.split for _, row in shown}))
-    masked = any(row.masked for _, row in shown)
+    split = " and ".join(sorted({row.sidecar.metrics.split for _, row, _ in scored}))
+    masked = any(row.masked for _, row, _ in scored)
+    macs = [Point(i, row, row.sums.effective_macs, row.sums.macs, 100 * (1 - top1)) for i, row, top1 in scored]
+    params = [Point(i, row, row.sums.nonzero_params, row.sums.params, 100 * (1 - top1)) for i, row, top1 in scored]
     with drawing():
         drawn = figure(3.9)
         left, right = drawn.subplots(1, 2, sharey=True)
-        _panel(left, shown, lambda row: row.sums.effective_macs, lambda row: row.sums.macs)
-        _panel(right, shown, lambda row: row.sums.nonzero_params, lambda row: row.sums.params)
-        left.set_xlabel("effective MACs" if masked else "MACs")
-        right.set_xlabel("non-zero parameters" if masked else "parameters")
+        _panel(left, macs, "effective MACs" if masked else "MACs")
+        _panel(right, params, "non-zero parameters" if masked else "parameters")
         left.set_ylabel(f"top-1 error on the {split} split, %")
-        caption = "Error of the last epoch's weights; lower and further left is better. "
-        caption += "Grey lines lead from a checkpoint to what was made from it. " if any(row.parent for row in rows) else ""
+        caption = "Error of the last epoch's weights; lower and further left is better."
+        if any(row.parent for _, row, _ in scored):
+            caption += " Grey lines lead from a checkpoint to what was made from it."
         if masked:
-            caption += "Hollow marks are masked networks; a dotted line leads to what they cost in dense kernels."
-        if len(shown) < len(rows):
-            caption += f" {len(rows) - len(shown)} without a recorded accuracy are left out."
-        return picture(drawn, "tradeoff", "Error against cost", caption.strip())
+            caption += " Hollow marks are masked networks; a dotted line leads to what they cost in dense kernels."
+        if len(scored) < len(rows):
+            caption += f" {len(rows) - len(scored)} without a recorded accuracy are left out."
+        return picture(drawn, "tradeoff", "Error against cost", caption)
 
 
-def _panel(
-    axes: Any, shown: Sequence[tuple[int, Row]], cost: Callable[[Row], int], dense: Callable[[Row], int]
-) -> None:
-    points = {row.name: (cost(row), _error(row)) for _, row in shown}
-    if _wide([value for _, row in shown for value in (cost(row), dense(row))]):
+def _panel(axes: Any, points: Sequence[Point], title: str) -> None:
+    axes.set_xlabel(title)
+    if _wide([value for point in points for value in (point.cost, point.dense)]):
         axes.set_xscale("log")
-    if _wide([error for _, error in points.values()]):
+    if _wide([point.error for point in points]):
         axes.set_yscale("log")
-    for i, row in shown:
-        x, y = points[row.name]
-        if row.parent in points:
-            axes.annotate(
-                "", (x, y), points[row.parent],
-                arrowprops={"arrowstyle": "-|>", "color": "#b8c0ca", "lw": 1.1, "shrinkA": 6, "shrinkB": 6},
-            )  # fmt: skip
-        if row.masked:
-            axes.plot([x, dense(row)], [y, y], ":", color=color(i), lw=1.2, zorder=2)
-        face = "white" if row.masked else color(i)
-        axes.plot(
-            [x], [y], marker(i), color=color(i), markersize=8, markerfacecolor=face, markeredgewidth=1.8, zorder=3
-        )
+    places = {point.row.name: (point.cost, point.error) for point in points}
+    for point in points:
+        _mark(axes, point, places.get(point.row.parent or ""))
     axes.margins(x=0.14, y=0.16)
     axes.autoscale_view()
     low, high = axes.get_xlim()
@@ -65,7 +64,18 @@ def _panel(
     axes.set_xlim(low, high * (high / low) ** 0.12 if axes.get_xscale() == "log" else high + 0.12 * (high - low))
     _ticks(axes.xaxis, count)
     _ticks(axes.yaxis, "{:g}".format)
-    _label(axes, [(row.name, *points[row.name]) for _, row in shown])
+    label(axes, [(point.row.name, point.cost, point.error) for point in points])
+
+
+def _mark(axes: Any, point: Point, origin: tuple[float, float] | None) -> None:
+    x, y, shade = point.cost, point.error, color(point.i)
+    if origin:
+        arrow = {"arrowstyle": "-|>", "color": "#b8c0ca", "lw": 1.1, "shrinkA": 6, "shrinkB": 6}
+        axes.annotate("", (x, y), origin, arrowprops=arrow)
+    if point.row.masked:
+        axes.plot([x, point.dense], [y, y], ":", color=shade, lw=1.2, zorder=2)
+    look = {"color": shade, "markerfacecolor": "white" if point.row.masked else shade, "markeredgewidth": 1.8}
+    axes.plot([x], [y], marker(point.i), markersize=8, zorder=3, **look)
 
 
 def _wide(values: Sequence[float]) -> bool:
@@ -75,49 +85,7 @@ def _wide(values: Sequence[float]) -> bool:
 
 def _ticks(axis: Any, written: Callable[[float], str]) -> None:
     axis.set_major_formatter(lambda value, _: written(value))
-    if axis.get_scale() == "log":  # a range of less than two decades needs numbers between the powers of ten
+    if axis.get_scale() == "log":
         low, high = axis.get_view_interval()
-        axis.set_minor_formatter(lambda value, _: written(value) if f"{value:e}"[0] in "25" and high < 300 * low else "")
-
-
-def _label(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    """Write names beside marks where they cover neither marks nor other names, as far as there is room."""
-    figure = axes.figure
-    figure.draw_without_rendering()  # the layout, and with it where things are
-    scale = 72 / figure.dpi
-    marks = [tuple(scale * axes.transData.transform((x, y))) for _, x, y in points]
-    box = axes.get_window_extent()
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in marks]
-    for (name, x, y), (px, py) in zip(points, marks, strict=True):
-        width = 5.4 * len(name)
-        boxes = []
-        for dx, dy in PLACES:
-            left = px + dx if dx > 0 else px + dx - width
-            boxes.append((left, py + dy - 1, left + width, py + dy + 9))
-        best = min(range(len(PLACES)), key=lambda i: (_overlap(boxes[i], taken) + _outside(boxes[i], box, scale), i))
-        taken.append(boxes[best])
-        dx, dy = PLACES[best]
-        axes.annotate(
-            name, (x, y), (dx, dy), textcoords="offset points", ha="left" if dx > 0 else "right", color=INK, fontsize=9
-        )
-    axes.tick_params(colors=FAINT)
-
-
-def _overlap(box: tuple[float, ...], others: Sequence[tuple[float, ...]]) -> float:
-    area = 0.0
-    for other in others:
-        width = min(box[2], other[2]) - max(box[0], other[0])
-        height = min(box[3], other[3]) - max(box[1], other[1])
-        area += max(width, 0) * max(height, 0)
-    return area
-
-
-def _outside(box: tuple[float, ...], axes_box: Any, scale: float) -> float:
-    beyond = max(box[2] - scale * axes_box.x1, 0) + max(scale * axes_box.x0 - box[0], 0)
-    below = max(box[3] - scale * axes_box.y1, 0) + max(scale * axes_box.y0 - box[1], 0)
-    return 20 * (beyond + below)
-
-
-def _error(row: Row) -> float | None:
-    top1 = row.metrics()["top1"]
-    return None if top1 is None else 100 * (1 - top1)
+        between = "25" if high < 300 * low else ""  # a short range needs numbers between the powers of ten
+        axis.set_minor_formatter(lambda value, _: written(value) if f"{value:e}"[0] in between else "")

@@ -33,7 +33,7 @@ def weights(rows: Sequence[Row]) -> Picture | None:
                 histogram.set_xlabel("weight")
                 quantiles.set_xlabel("layer, in the order of use" if len(tensors) > NAMED else "")
         caption = (
-            "Left: how many weights have which value (logarithmic); masked weights are counted in the title and not drawn. "
+            "Left: how many weights have which value (logarithmic); masked ones are counted in the title, not drawn. "
             "Right: each layer's median (mark), middle half (thick) and middle 90 % (thin)."
         )
         if len(rows) > ROWS:
