@@ -65,7 +65,7 @@ class MacCounter(TorchDispatchMode):
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], inputs: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs: dict[str, int] = {}
         self.other = 0
         self.size = {name: tensor.numel() for name, tensor in parameters.items()}
