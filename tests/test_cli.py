@@ -82,7 +82,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
         (["train", "--arch", "lenet5", "--data", "mnist:nowhere", "-o", "x.safetensors"], 3, "nowhere"),
         (["train", "--arch", "mine:net", "--data", "digits", "-o", "x.safetensors"], 2, "--trust mine"),
         ([*TRAIN, "-o", "x.safetensors", "--lr", "-1"], 2, "--lr"),
-        ([*TRAIN, "-o", "x.safetensors", "--epochs", "ten"], 2, "ten"),
+        ([*TRAIN, "-o", "x.safetensors", "--epochs", "ten"], 2, "--epochs"),
         ([*TRAIN, "-o", "x.safetensors", "--optimizer", "sdg"], 2, "'sgd'"),
         ([*TRAIN, "-o", "x.safetensors", "--schedule", "multistep"], 2, "--milestones"),
         ([*TRAIN, "-o", "x.safetensors", "--device", "cuda"], 2, "--device cpu"),

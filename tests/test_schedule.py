@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.sidecar import Schedule
+from prunecli.sidecar import Schedule, Training
+from prunecli.training.recipe import last_rate
 from prunecli.training.schedule import factor, stretched
 
 
@@ -58,3 +59,16 @@ def test_a_stretched_run_is_the_same_curve(kind: str, ratio: int, epoch: int) ->
 def test_a_stretched_exponential_ends_at_the_same_rate() -> None:
     schedule = Schedule(kind="exponential", gamma=0.9)
     assert math.isclose(factor(stretched(schedule, 3), 30, 30), factor(schedule, 10, 10))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Schedule(kind="multistep", milestones=[80, 120], gamma=0.1), 0.001),
+        (Schedule(kind="constant"), 0.1),
+        (Schedule(kind="cosine"), 0.01),
+    ],
+)
+def test_the_last_rate_is_that_of_the_last_epoch_and_a_tenth_after_a_cosine(schedule: Schedule, expected: float) -> None:
+    run = Training(epochs=160, epoch=160, batch_size=64, seed=0, lr=0.1, schedule=schedule)
+    assert last_rate(run) == pytest.approx(expected)

@@ -103,7 +103,12 @@ def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
         kind = list[str]
     if meta.get("argument"):
         marker = typer.Argument(help=meta["help"], metavar=meta["metavar"] or field.name.upper())
-        annotation, default = Annotated[kind, marker], inspect.Parameter.empty
+        # of many there may be none, which is for the command to judge
+        annotation, default = (
+            (Annotated[kind | None, marker], None)
+            if meta["many"]
+            else (Annotated[kind, marker], inspect.Parameter.empty)
+        )
     else:
         flags = (meta["flag"] or "--" + field.name.replace("_", "-")).split("/")
         if kind is bool and field.default is False:

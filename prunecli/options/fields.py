@@ -15,8 +15,11 @@ def option(default: Any, help: str, *, flag: str | None = None, metavar: str | N
 
 
 def argument(help: str, *, metavar: str | None = None, many: bool = False) -> Any:
-    """A dataclass field that becomes a positional argument (`many`: one or more, as a tuple)."""
-    return dataclasses.field(metadata={"help": help, "argument": True, "metavar": metavar, "many": many})
+    """A dataclass field that becomes a positional argument (`many`: any number of them, as a tuple)."""
+    default = () if many else dataclasses.MISSING
+    return dataclasses.field(  # type: ignore[call-overload]
+        default=default, metadata={"help": help, "argument": True, "metavar": metavar, "many": many}
+    )
 
 
 def check(holds: bool, flag: str, value: object, expected: str) -> None:

@@ -24,8 +24,7 @@ def begin(options: Recipe, names: list[str], base: Sidecar | None = None) -> tup
     """A run at its beginning, over parameters `names`, with a fresh optimizer.
 
     Without `base`: the defaults above and a cosine schedule. With `base`, a checkpoint to fine-tune: its batch size,
-    seed, precision and optimizer settings, at the constant rate with which its last epoch began (and at least 1 % of
-    its base rate, since a cosine ends at nothing).
+    seed, precision and optimizer settings, at the constant `last_rate`.
     """
     before = base.training if base else None
     old = base.optimizer if base else None
@@ -69,8 +68,10 @@ def schedule(options: Recipe, kind: str, lr: float) -> Schedule:
 
 
 def last_rate(training: Training) -> float:
-    """The rate with which the last epoch of a run began, at least 1 % of its base rate."""
-    return training.lr * max(factor(training.schedule, training.epochs, max(training.epochs - 1, 0)), 0.01)
+    """The rate with which the last epoch of a run began; after a cosine, which ends at nothing, a tenth of its base rate."""
+    if training.schedule.kind == "cosine":
+        return training.lr * max(0.1, training.schedule.min_factor)
+    return training.lr * factor(training.schedule, training.epochs, max(training.epochs - 1, 0))
 
 
 def describe(training: Training, optimizer: Optimizer) -> dict[str, Any]:
