@@ -12,8 +12,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from prunecli import files, models
-from prunecli import sidecar as schema
+from prunecli import encoding, files, models
 from prunecli.errors import DamagedError, PruneError
 from prunecli.sidecar import Arch, Array, DType, Mask, Sidecar
 from prunecli.tensorfile import CODES, RawTensor
@@ -42,13 +41,13 @@ def save(checkpoint: Checkpoint, path: str | Path, *, inline_limit: int = INLINE
     weights = {key: _raw(tensor, f"{path}: tensor {key!r}") for key, tensor in checkpoint.weights.items()}
     _finite(_tensors(checkpoint.weights, sidecar), sidecar.cost.buffers, path)
     state: dict[str, RawTensor] = {}
-    arrays = dict(schema.arrays(sidecar))
+    arrays = dict(encoding.arrays(sidecar))
     if sum(len(array.data or b"") for array in arrays.values()) > min(inline_limit, files.MAX_SIDECAR // 2):
         state = {
             key: RawTensor(array.dtype, tuple(array.shape), memoryview(array.data or b""))
             for key, array in arrays.items()
         }
-        sidecar = schema.with_arrays(sidecar, lambda _, array: Array(dtype=array.dtype, shape=array.shape))
+        sidecar = encoding.with_arrays(sidecar, lambda _, array: Array(dtype=array.dtype, shape=array.shape))
     return files.write_pair(path, sidecar, weights, state)
 
 
@@ -60,7 +59,7 @@ def load(path: str | Path) -> Checkpoint:
     pair = files.open_pair(path)
     sidecar, state = pair.sidecar, pair.state or {}
     if state:
-        sidecar = schema.with_arrays(sidecar, lambda key, array: _filled(array, state[key]))
+        sidecar = encoding.with_arrays(sidecar, lambda key, array: _filled(array, state[key]))
     weights = {name: _tensor(tensor) for name, tensor in pair.weights.items()}
     _finite(_tensors(weights, sidecar), sidecar.cost.buffers, path)
     return Checkpoint(weights, sidecar, pair.paths.weights, pair.sha256)
@@ -158,7 +157,7 @@ def _tensor(raw: RawTensor) -> Tensor:
 def _tensors(weights: Mapping[str, Tensor], sidecar: Sidecar) -> Iterator[tuple[str, Tensor]]:
     """Everything with values in a checkpoint, one tensor at a time."""
     yield from weights.items()
-    for key, array in schema.arrays(sidecar):
+    for key, array in encoding.arrays(sidecar):
         if array.dtype.startswith(("float", "bfloat")):
             yield key, to_tensor(array)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from prunecli.encoding import arrays
 from prunecli.errors import DamagedError
-from prunecli.sidecar import Optimizer, Sidecar, arrays
+from prunecli.sidecar import Optimizer, Sidecar
 from prunecli.tensorfile import RawTensor
 
 RawTensors = Mapping[str, RawTensor]

@@ -23,11 +23,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from prunecli import sidecar as schema
-from prunecli import tensorfile
+from prunecli import encoding, tensorfile
 from prunecli.consistency import check
 from prunecli.errors import DamagedError, PruneError, UsageError, nearest
-from prunecli.sidecar import FileRef, Sidecar
+from prunecli.sidecar import FORMAT, FileRef, Sidecar
 from prunecli.tensorfile import RawTensor
 
 WEIGHTS, STATE = ".safetensors", ".state.safetensors"
@@ -121,11 +120,11 @@ def _read_sidecar(where: Paths) -> Sidecar:
     if raw is None:
         raise _missing(where)
     try:
-        return schema.decode(raw)
+        return encoding.decode(raw)
     except (ValueError, RecursionError) as error:
         version = _version(raw)
-        if version is not None and version != schema.FORMAT:
-            message = f"{where.sidecar}: format {version!r}, this prunecli reads format {schema.FORMAT}"
+        if version is not None and version != FORMAT:
+            message = f"{where.sidecar}: format {version!r}, this prunecli reads format {FORMAT}"
             raise DamagedError(message, "use the version of prunecli that wrote it") from error
         raise DamagedError(f"{where.sidecar}: not a valid sidecar: {error}", RESTORE) from error
 
@@ -265,7 +264,7 @@ def write_pair(
                         state_ref = _write_tensors(state_file, state, where.state)
                 with pending(where.sidecar).open("wb") as sidecar_file:
                     sidecar_file.writelines(
-                        schema.encode(msgspec.structs.replace(sidecar, weights=ref, state=state_ref))
+                        encoding.encode(msgspec.structs.replace(sidecar, weights=ref, state=state_ref))
                     )
                     _flush(sidecar_file)
                 renaming = True

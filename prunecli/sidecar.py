@@ -1,20 +1,18 @@
 """The sidecar: what `X.json` beside `X.safetensors` may contain, as a typed schema.
 
 Everything here is plain data and imports neither torch nor numpy, so that `report --json` starts fast. A sidecar is
-untrusted input: decoding checks every type, range and name, and no path in it is ever opened. Cross-checks against the
-weights (shapes, index ranges) are in `prunecli.consistency`. The descriptions of fields are part of the JSON Schema.
+untrusted input: decoding (in `prunecli.encoding`) checks every type, range and name, and no path in it is ever opened.
+Cross-checks against the weights (shapes, index ranges) are in `prunecli.consistency`. The descriptions of fields in the
+docstrings are part of the JSON Schema.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-import msgspec.structs
 from msgspec import Meta, Struct, field
 
 FORMAT: Final = 1
@@ -349,83 +347,6 @@ class Sidecar(Strict, kw_only=True):
     metrics: Metrics = field(default_factory=Metrics)
     history: list[Step] = field(default_factory=list)
     checksum: Sha256 | None = None
-
-
-def arrays(sidecar: Sidecar) -> Iterator[tuple[str, Array]]:
-    """Every tensor inside a sidecar with its path there, which is its name in `X.state.safetensors`."""
-    if sidecar.optimizer:
-        for parameter, state in sidecar.optimizer.state.items():
-            for key, array in state.items():
-                yield f"optimizer/{parameter}/{key}", array
-    if sidecar.training:
-        for key, array in sidecar.training.rng.items():
-            yield f"rng/{key}", array
-
-
-def with_arrays(sidecar: Sidecar, replace: Callable[[str, Array], Array]) -> Sidecar:
-    """A copy of a sidecar with each array replaced by `replace(path, array)`; everything else is shared."""
-    optimizer, training = sidecar.optimizer, sidecar.training
-    if optimizer:
-        state = {
-            parameter: {key: replace(f"optimizer/{parameter}/{key}", array) for key, array in state.items()}
-            for parameter, state in optimizer.state.items()
-        }
-        optimizer = msgspec.structs.replace(optimizer, state=state)
-    if training:
-        rng = {key: replace(f"rng/{key}", array) for key, array in training.rng.items()}
-        training = msgspec.structs.replace(training, rng=rng)
-    return msgspec.structs.replace(sidecar, optimizer=optimizer, training=training)
-
-
-def decode(raw: bytes | memoryview) -> Sidecar:
-    """Read a sidecar. Raises `ValueError` (`msgspec.DecodeError` with the path of what is wrong, for its contents)."""
-    sidecar = msgspec.json.decode(raw, type=Sidecar)
-    if sidecar.checksum is not None:
-        last = _last_line(sidecar.checksum)
-        if raw[-len(last) :] != last or hashlib.sha256(raw[: -len(last)]).hexdigest() != sidecar.checksum:
-            raise ValueError("its checksum differs (after an edit on purpose, set it to null)")
-        sidecar.checksum = None
-    return sidecar
-
-
-def encode(sidecar: Sidecar) -> Iterator[bytes]:
-    """The bytes of a sidecar in pieces: keys in the schema's order, indented for people and `diff`, with a checksum.
-
-    Arrays can be large, so each is encoded only when its turn comes, and the rest is indented without them.
-    Raises `msgspec.ValidationError` for values that could not be read back, such as NaN.
-    """
-    digest = hashlib.sha256()
-    for piece in _pieces(msgspec.structs.replace(sidecar, checksum="0" * 64)):
-        digest.update(piece)
-        yield piece
-    yield _last_line(digest.hexdigest())
-
-
-def _last_line(checksum: str) -> bytes:
-    return f' "checksum": "{checksum}"\n}}\n'.encode()
-
-
-def _pieces(sidecar: Sidecar) -> Iterator[bytes]:
-    """The text of a sidecar up to its last line."""
-    mark = b"where the bytes of an array go in"  # its base64 needs no padding
-    contents: list[bytes] = []
-
-    def marked(_: str, array: Array) -> Array:
-        if array.data is None:
-            return array
-        contents.append(array.data)
-        substitute = Array(dtype=array.dtype, shape=array.shape)
-        substitute.data = mark
-        return substitute
-
-    without = with_arrays(sidecar, lambda _, array: Array(dtype=array.dtype, shape=array.shape))
-    msgspec.json.decode(msgspec.json.encode(without), type=Sidecar)
-    text = msgspec.json.format(msgspec.json.encode(with_arrays(sidecar, marked)), indent=1) + b"\n"
-    pieces = text.removesuffix(_last_line("0" * 64)).split(msgspec.json.encode(mark))
-    yield pieces[0]
-    for data, piece in zip(contents, pieces[1:], strict=True):
-        yield msgspec.json.encode(data)
-        yield piece
 
 
 def json_schema() -> dict[str, Any]:

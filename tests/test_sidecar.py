@@ -11,6 +11,7 @@ import jsonschema
 import msgspec
 import pytest
 
+from prunecli.encoding import arrays, decode, encode, with_arrays
 from prunecli.sidecar import (
     Arch,
     Array,
@@ -29,11 +30,7 @@ from prunecli.sidecar import (
     Step,
     Surgery,
     Training,
-    arrays,
-    decode,
-    encode,
     json_schema,
-    with_arrays,
 )  # fmt: skip
 
 SHA = "0" * 64
