@@ -44,13 +44,16 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def check_masking(network: nn.Module, inputs: tuple[Any, ...], plan: Plan | None = None, *, seed: int = 0) -> Structure:
-    """Cutting equals masking: the same as zeroing whatever weights make of the removed units, in eval and train mode."""
+    """Cutting equals masking: zeroing the weights that read the removed units, in eval and train mode."""
     network = randomise(network, seed)
     inputs = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
     structure = trace(network, *inputs)
     plan = plan or half(structure, seed)
     masked, cut = copy.deepcopy(network), copy.deepcopy(network)
-    zero(masked, structure, plan, ("in",))
+    read = {group.key for group in structure.groups if any(member.role == "in" for member in group.members)}
+    zero(masked, structure, Plan({key: kept for key, kept in plan.kept.items() if key in read}), ("in",))
+    products = Plan({key: kept for key, kept in plan.kept.items() if key not in read})  # of activations, as q times k
+    zero(masked, structure, products, ("out", "other"))
     apply(cut, structure, plan)
     for train in (False, True):
         same(masked.train(train), cut.train(train), inputs)
@@ -58,7 +61,7 @@ def check_masking(network: nn.Module, inputs: tuple[Any, ...], plan: Plan | None
 
 
 def check_dead(network: nn.Module, inputs: tuple[Any, ...], plan: Plan | None = None, *, seed: int = 0) -> Structure:
-    """Removing units whose weights, biases, scales, shifts and running means are zero changes nothing in either mode."""
+    """Removing units of zero weights, biases, scales, shifts and running means changes nothing, in either mode."""
     network = randomise(network, seed)
     inputs = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
     structure = trace(network, *inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -21,16 +21,16 @@ def derived(module: nn.Module, *, whole_groups: bool = False) -> dict[str, Value
             first, second = module.weight.shape[:2]
             groups = module.groups
             if whole_groups and groups > 1:
-                inside = (module.in_channels if isinstance(module, _ConvTransposeNd) else module.out_channels) // groups
-                groups = first // inside
-            inputs, outputs = (first, second * groups) if isinstance(module, _ConvTransposeNd) else (second * groups, first)
-            return {"in_channels": inputs, "out_channels": outputs, "groups": groups}
+                before = module.in_channels if isinstance(module, _ConvTransposeNd) else module.out_channels
+                groups = first // (before // groups)
+            ends = (first, second * groups) if isinstance(module, _ConvTransposeNd) else (second * groups, first)
+            return {"in_channels": ends[0], "out_channels": ends[1], "groups": groups}
         case nn.Linear():
             return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
         case nn.Embedding():
             return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
-        case _NormBase() if module.weight is not None or module.running_mean is not None:
-            return {"num_features": len(module.weight if module.weight is not None else module.running_mean)}  # type: ignore[arg-type]
+        case _NormBase(weight=Tensor() as tensor) | _NormBase(running_mean=Tensor() as tensor):
+            return {"num_features": len(tensor)}
         case nn.GroupNorm() if module.affine:
             return {"num_channels": len(module.weight)}
         case nn.LayerNorm() if module.elementwise_affine:

@@ -13,6 +13,15 @@ def elementwise(call: Call) -> Layers:
     return call.unite([(tuple(t.shape), labels_of(t).layers) for t in call.tensors()])
 
 
+def gated(call: Call) -> Layers:
+    """One half of an axis gates the other: the same positions of both."""
+    shape, layers = call.operand("self")
+    (axis,) = call.axes("dim", len(shape))
+    size = shape[axis] // 2
+    halves = [tuple(x.narrow(axis, n * size, size) if x.shape[axis] > 1 else x for x in layers) for n in (0, 1)]
+    return call.unite([(call.shape, half) for half in halves])
+
+
 def convolution(call: Call) -> Layers:
     """Convolutions of any dimension, grouped and transposed: input channels end here, output channels start."""
     x, weight, groups = call.args["input"], call.args["weight"], call.args.get("groups", 1)
@@ -83,10 +92,9 @@ def _transposed(operand: Operand) -> Operand:
 
 def _product(call: Call, a: Operand, b: Operand, bias: Tensor | None, names: tuple[str, str]) -> Layers:
     """a [..., m, k] times b [..., n, k] transposed: seen as [..., m, n, k], tied along k, summed over k."""
-    for (shape, layers), name in ((a, names[0]), (b, names[1])):
-        if labels_of(call.args[name]).own:
-            for layer in layers:
-                call.ledger.mark(layer, "in" if layer.shape[-1] > 1 else "out")
+    for operand, name in zip((a, b), names, strict=True):
+        for layer in operand[1]:
+            call.mark(name, layer, "in" if layer.shape[-1] > 1 else "out")
     left = (*a[0][:-1], 1, a[0][-1]), tuple(layer.unsqueeze(-2) for layer in a[1])
     right = (*b[0][:-2], 1, *b[0][-2:]), tuple(layer.unsqueeze(-3) for layer in b[1])
     summed = [(shape, tuple(x for x in layers if x.shape[-1] > 1)) for shape, layers in (left, right)]
@@ -165,11 +173,23 @@ def along_axis(call: Call) -> Layers:
     return fix_support(call.ledger, layers, call.axes("dim", len(shape)), f"{call.why} mixes channels")
 
 
-def window(call: Call) -> Layers:
-    """Pooling, resampling, reflecting pads: positions mix, and the axes before them are left alone."""
-    name = "self" if "self" in call.args else "input"
-    shape, layers = call.operand(name)
-    positions = int(call.op.split("d_")[0].rstrip("d")[-1]) if any(c.isdigit() for c in call.op) else len(shape) - 2
+def pool_1d(call: Call) -> Layers:
+    """Pooling, resampling, padding by what is there: mixes positions along the last axis and none before it."""
+    return _window(call, 1)
+
+
+def pool_2d(call: Call) -> Layers:
+    """The same along the last two axes."""
+    return _window(call, 2)
+
+
+def pool_3d(call: Call) -> Layers:
+    """The same along the last three axes."""
+    return _window(call, 3)
+
+
+def _window(call: Call, positions: int) -> Layers:
+    shape, layers = call.operand("self" if "self" in call.args else "input")
     return fix_support(call.ledger, layers, set(range(len(shape) - positions, len(shape))), call.why)
 
 
@@ -178,8 +198,3 @@ def _only_before(call: Call, name: str, channel: int) -> Layers:
     shape, layers = call.operand(name)
     layers = tuple(layer for layer in layers if layer.shape[channel] == 1)
     return fix_support(call.ledger, layers, set(range(channel, len(shape))), call.why)
-
-
-def nothing(call: Call) -> Layers:
-    """Results that hold no channels: shapes made afresh."""
-    return ()

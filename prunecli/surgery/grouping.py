@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from prunecli.surgery.ledger import FIXED, Axis, Components, Ledger
 from prunecli.surgery.structure import Group, Member, Structure, layer_of
+from prunecli.surgery.twin import own_tensors
 
 
-def structure_of(network: nn.Module, ledger: Ledger) -> Structure:
+def structure_of(network: nn.Module, ledger: Ledger, parts: Components) -> Structure:
     """Units are connected components; units on one output axis of a weight, and all tied to them, form a group."""
-    parts = ledger.components()
     outputs = [axis for axis, role in ledger.roles.items() if role == "out"]
     group_of = torch.full_like(parts.unit, -1)  # by representative node
     unit_of = torch.full_like(parts.unit, -1)
@@ -22,9 +22,9 @@ def structure_of(network: nn.Module, ledger: Ledger) -> Structure:
     members: list[list[Member]] = [[] for _ in clusters]
     for axis, nodes in ledger.axes.items():
         roots = parts.unit[nodes]
-        groups = group_of[roots]
-        for number in groups[groups >= 0].unique().tolist():
-            unit = torch.where(groups == number, unit_of[roots], -1)
+        numbers = group_of[roots]
+        for number in sorted({*numbers.tolist()} - {-1}):
+            unit = torch.where(numbers == number, unit_of[roots], -1)
             members[number].append(Member(*axis, unit, ledger.roles.get(axis, "other")))
     groups = [
         _group(cluster, units, found, ledger, parts) for (cluster, units), found in zip(clusters, members, strict=True)
@@ -38,13 +38,6 @@ def structure_of(network: nn.Module, ledger: Ledger) -> Structure:
         aliases=_aliases(network),
         whole_groups=dict(ledger.whole_groups),
     )
-
-
-def own_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by their first name."""
-    saved = network.state_dict(keep_vars=True)
-    named = (*network.named_parameters(), *network.named_buffers())
-    return {name: tensor for name, tensor in named if name in saved}
 
 
 def _aliases(network: nn.Module) -> dict[str, str]:
@@ -61,24 +54,19 @@ def _units(parts: Components, nodes: Tensor) -> list[int]:
 
 def _clusters(outputs: list[Axis], units: dict[Axis, list[int]]) -> list[tuple[list[Axis], Tensor]]:
     """Output axes that share units, and these units in the order in which they first appear."""
-    clusters: list[tuple[list[Axis], dict[int, None]]] = []
-    where: dict[int, int] = {}  # unit -> cluster
+    merged: list[tuple[list[Axis], dict[int, None]]] = []
+    where: dict[int, int] = {}  # unit -> its place in `merged`
     for axis in outputs:
         hits = sorted({where[unit] for unit in units[axis] if unit in where})
-        home = hits[0] if hits else len(clusters)
-        if not hits:
-            clusters.append(([], {}))
-        for other in hits[1:]:
-            axes, moved = clusters[other]
-            clusters[home][0].extend(axes)
-            clusters[home][1].update(moved)
-            where.update(dict.fromkeys(moved, home))
-            clusters[other] = ([], {})
-        clusters[home][0].append(axis)
-        clusters[home][1].update(dict.fromkeys(units[axis]))
-        where.update(dict.fromkeys(units[axis], home))
+        merged.append(([axis], {}))
+        for place in hits:
+            merged[-1][0].extend(merged[place][0])
+            merged[-1][1].update(merged[place][1])
+            merged[place] = ([], {})
+        merged[-1][1].update(dict.fromkeys(units[axis]))
+        where.update(dict.fromkeys(merged[-1][1], len(merged) - 1))
     order = {axis: i for i, axis in enumerate(outputs)}
-    full = [(sorted(axes, key=order.__getitem__), torch.tensor(list(found), dtype=torch.int64)) for axes, found in clusters]
+    full = [(sorted(axes, key=order.__getitem__), torch.tensor([*units], dtype=torch.int64)) for axes, units in merged]
     return sorted((cluster for cluster in full if cluster[0]), key=lambda cluster: order[cluster[0][0]])
 
 

@@ -42,7 +42,8 @@ def compact(layer: Tensor) -> Tensor:
 def unite(ledger: Ledger, operands: Sequence[Operand], why: str) -> Layers:
     """Layers of an element-wise result: operands broadcast, and what varies along common axes is tied.
 
-    An operand of size 1 along those axes is broadcast whatever the cut; one of full size without labels fixes them.
+    An operand of size 1 along such an axis is broadcast whatever the cut; one of full size without labels is constant
+    there, and no cut may run along that axis.
     """
     ndim = max(len(shape) for shape, _ in operands)
     shapes = [(1,) * (ndim - len(shape)) + tuple(shape) for shape, _ in operands]
@@ -55,16 +56,17 @@ def unite(ledger: Ledger, operands: Sequence[Operand], why: str) -> Layers:
                 axes, members = axes | cluster[0], cluster[1] + members
                 clusters.remove(cluster)
             clusters.append((axes, members))
-    result = []
+    result: list[Tensor] = []
     for axes, members in clusters:
         chosen = min((layer for _, layer in members), key=Tensor.numel)
         for _, layer in members:
             if layer is not chosen:
                 ledger.tie(chosen, layer, why)
-        labelled = {number for number, _ in members}
-        if any(shapes[n][d] > 1 for n in range(len(shapes)) if n not in labelled for d in axes):
-            ledger.fix(chosen, why)
-        result.append(chosen)
+        left: Layers = (chosen,)
+        for number in set(range(len(shapes))) - {number for number, _ in members}:
+            for axis in (d for d in axes if shapes[number][d] > 1):
+                left = rigid(ledger, left, axis, why)
+        result.extend(left)
     return tuple(result)
 
 
@@ -105,28 +107,22 @@ def rigid(ledger: Ledger, layers: Layers, axis: int, why: str) -> Layers:
     return tuple(result)
 
 
-def reshape(ledger: Ledger, layer: Tensor, before: Sequence[int], after: Sequence[int], why: str) -> Layers:
-    """The layer of a tensor of shape `before` seen in shape `after`, same elements in the same order."""
-    axes = support(layer)
-    expanded, target, torn, split = list(layer.shape), [1] * len(after), False, False
-    for old, new in _common_factors(before, after):
-        if not axes & set(old):
+def reshape(ledger: Ledger, layers: Layers, before: Sequence[int], after: Sequence[int], why: str) -> Layers:
+    """Layers of a tensor of shape `before` seen in shape `after`, same elements in the same order."""
+    runs = _common_factors(before, after)
+    result: list[Tensor] = []
+    for layer in layers:
+        axes = support(layer)
+        touched = [(old, new) for old, new in runs if axes & set(old)]
+        if any(len(old) > 1 and len(new) > 1 for old, new in touched):
+            ledger.fix(layer, why)
             continue
-        for d in old:
-            expanded[d] = before[d]
-        for d in new:
-            target[d] = after[d]
-        split |= len(new) > 1
-        torn |= len(old) > 1 and len(new) > 1
-    if torn:
-        ledger.fix(layer, why)
-        return ()
-    result = layer.expand(expanded).reshape(target)
-    if split:
-        result = compact(result)
-        if len(support(result)) > 1:
-            ledger.split(result, why)
-    return (result,) if support(result) else ()
+        expanded = {d for old, _ in touched for d in old}
+        target = {d for _, new in touched for d in new}
+        layer = layer.expand([n if d in expanded else 1 for d, n in enumerate(before)])
+        result.append(layer.reshape([n if d in target else 1 for d, n in enumerate(after)]))
+    ledger.reshape(tuple(result), after, why)
+    return tuple(layer for layer in map(compact, result) if support(layer))
 
 
 def _common_factors(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -152,7 +148,8 @@ def _common_factors(before: Sequence[int], after: Sequence[int]) -> list[tuple[l
 def concatenate(ledger: Ledger, operands: Sequence[Operand], axis: int, why: str) -> Layers:
     """Layers of a concatenation: places of unlabelled operands along `axis` are fixed."""
     shapes = [[1 if d == axis else size for d, size in enumerate(shape)] for shape, _ in operands]
-    across = [(s, tuple(x for x in layers if x.shape[axis] == 1)) for s, (_, layers) in zip(shapes, operands, strict=True)]
+    others = [tuple(layer for layer in layers if layer.shape[axis] == 1) for _, layers in operands]
+    across = unite(ledger, list(zip(shapes, others, strict=True)), why)
     pieces = []
     for shape, layers in operands:
         hits = [layer for layer in layers if layer.shape[axis] > 1]
@@ -160,7 +157,7 @@ def concatenate(ledger: Ledger, operands: Sequence[Operand], axis: int, why: str
             ledger.tie(hits[0], other, why)
         pieces.append(hits[0] if hits else torch.full([shape[d] if d == axis else 1 for d in range(len(shape))], FIXED))
     if not any(bool(piece.any()) for piece in pieces):
-        return unite(ledger, across, why)
+        return across
     common = [max(sizes) for sizes in zip(*(piece.shape for piece in pieces), strict=True)]
     joined = torch.cat([p.expand([p.shape[d] if d == axis else n for d, n in enumerate(common)]) for p in pieces], axis)
-    return (joined, *unite(ledger, across, why))
+    return (joined, *across)

@@ -6,7 +6,7 @@ Node 0 stands for everything that cannot be cut: constants, padding, the network
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class Ledger:
         self.axes: dict[Axis, Tensor] = {}
         self.roles: dict[Axis, str] = {}
         self.called: set[str] = set()
-        self.splits: list[tuple[Tensor, str]] = []
+        self.answers: list[object] = []  # values that the network asked for, in order
+        self.reshapes: list[tuple[tuple[Tensor, ...], tuple[int, ...], str]] = []
         self.whole_groups: dict[str, bool] = {}  # layer -> does its grouped convolution lose whole groups?
         self._starts: list[int] = []
         self._owners: list[Axis] = []
@@ -53,9 +54,9 @@ class Ledger:
         """Cutting these nodes changes what the network computes, beyond the removal itself."""
         self._changes.append((nodes.reshape(-1), why))
 
-    def split(self, nodes: Tensor, why: str) -> None:
-        """An axis was split into those of `nodes`: a cut must leave a rectangle, so it may run along one of them only."""
-        self.splits.append((nodes, why))
+    def reshape(self, layers: tuple[Tensor, ...], shape: Sequence[int], why: str) -> None:
+        """A tensor took this shape, an axis may have been split: a cut leaves a rectangle, it runs along one axis."""
+        self.reshapes.append((layers, tuple(shape), why))
 
     def mark(self, nodes: Tensor, role: str) -> None:
         """The parameter axes that own these nodes act as `role`; "out" and "in" win over anything else."""
@@ -68,7 +69,8 @@ class Ledger:
         """The units: connected components of all ties, rectangles enforced."""
         result = Components(self._size, self._ties, self._changes)
         while True:
-            broken = [entry for entry in self.splits if not _is_rectangle(result.unit[entry[0]])]
+            shaped = [(nodes, why) for layers, _, why in self.reshapes for nodes in layers]
+            broken = [entry for entry in shaped if not _is_rectangle(result.unit[entry[0]])]
             if not broken:
                 return result
             for nodes, why in broken:  # the same positions in every block
@@ -97,7 +99,7 @@ class Components:
         self.unit[torch.isin(self.root, fixed_root)] = FIXED
         self.changes: dict[int, str] = {}
         for nodes, why in changes:
-            for root in self.unit[nodes].unique().tolist():
+            for root in {*self.unit[nodes].tolist()}:
                 self.changes.setdefault(root, why)
 
     def why_fixed(self, nodes: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_nodes
 
@@ -40,7 +41,7 @@ def flip(call: Call) -> Layers:
 def view(call: Call) -> Layers:
     """Same elements in the same order under another shape."""
     shape, layers = call.operand("self")
-    return tuple(r for x in layers for r in reshape(call.ledger, x, shape, call.shape, call.why))
+    return reshape(call.ledger, layers, shape, call.shape, call.why)
 
 
 def expand(call: Call) -> Layers:
@@ -81,14 +82,15 @@ def split(call: Call) -> PerOutput:
     if len(sizes) > 1:
         return [rigid(call.ledger, layers, axis, f"{call.why} in unequal parts")] * len(call.out)
     (size,) = sizes
+    if size == 1:
+        return [rigid(call.ledger, layers, axis, f"{call.why} takes channels one by one")] * len(call.out)
+    result: Layers = ()
     for layer in layers:
-        if axis in support(layer):
-            parts = layer.unflatten(axis, (len(call.out), size))
-            call.ledger.tie(parts, parts.narrow(axis, 0, 1), call.why)
-    return [
-        tuple(x.narrow(axis, n * size, size) if x.shape[axis] > 1 else x for x in layers if size > 1 or axis not in support(x))
-        for n in range(len(call.out))
-    ]
+        parts = torch.split(layer, size, axis) if axis in support(layer) else (layer,)
+        for part in parts[1:]:
+            call.ledger.tie(parts[0], part, call.why)
+        result += (parts[0],)
+    return [result] * len(call.out)
 
 
 def pad(call: Call) -> Layers:
@@ -124,13 +126,9 @@ def pixel_shuffle(call: Call) -> Layers:
     """Blocks of factor² channels become pixels: whole blocks are cut."""
     shape, layers = call.operand("self")
     factor = call.args["upscale_factor"]
-    result: Layers = ()
-    for layer in layers:
-        blocks = reshape(
-            call.ledger, layer, shape, (*shape[:-3], shape[-3] // factor**2, factor**2, *shape[-2:]), call.why
-        )
-        for block in rigid(call.ledger, blocks, len(shape) - 2, call.why):
-            result += (block.squeeze(len(shape) - 2),)
+    blocks = (*shape[:-3], shape[-3] // factor**2, factor**2, *shape[-2:])
+    layers = rigid(call.ledger, reshape(call.ledger, layers, shape, blocks, call.why), len(shape) - 2, call.why)
+    result = tuple(layer.squeeze(len(shape) - 2) for layer in layers)
     return fix_support(call.ledger, result, {len(shape) - 1, len(shape) - 2}, call.why)
 
 

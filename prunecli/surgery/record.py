@@ -20,9 +20,10 @@ def compose(earlier: Surgery | None, kept: Mapping[Axis, Tensor], lengths: Mappi
 
     Raises DamagedError when `earlier` does not describe axes of these lengths.
     """
+    earlier = earlier or Surgery()
     sets = {
         (tensor, int(axis)): earlier.index[number]
-        for tensor, axes in (earlier.axes if earlier else {}).items()
+        for tensor, axes in earlier.axes.items()
         for axis, number in axes.items()
     }
     for axis, indices in kept.items():
@@ -32,7 +33,7 @@ def compose(earlier: Surgery | None, kept: Mapping[Axis, Tensor], lengths: Mappi
         original = indices.tolist() if before is None else torch.tensor(before.kept)[indices].tolist()
         sets[axis] = IndexSet(of=lengths[axis] if before is None else before.of, kept=original)
     numbers: dict[tuple[int, tuple[int, ...]], int] = {}
-    record = Surgery(attributes=dict(earlier.attributes) if earlier else {})
+    record = Surgery(attributes=dict(earlier.attributes))
     for (tensor, position), entry in sets.items():
         number = numbers.setdefault((entry.of, tuple(entry.kept)), len(numbers))
         if number == len(record.index):
@@ -51,7 +52,10 @@ def apply_record(state: Mapping[str, Tensor], record: Surgery) -> dict[str, Tens
 
 
 def replay(network: nn.Module, record: Surgery) -> None:
-    """Cut a dense network in place as recorded. Raises DamagedError, with nothing changed, when the record does not fit."""
+    """Cut a dense network in place as recorded.
+
+    Raises DamagedError, with nothing changed, when the record does not fit.
+    """
     tensors = network.state_dict(keep_vars=True)
     indices = _indices(tensors, record)
     modules = dict(network.named_modules())
@@ -81,7 +85,8 @@ def _indices(tensors: Mapping[str, Tensor], record: Surgery) -> dict[str, dict[i
             shape = tuple(tensors[name].shape) if name in tensors else ()
             length = shape[int(axis)] if int(axis) < len(shape) else None
             if length != record.index[number].of:
-                raise _misfit((name, int(axis)), f"is for {record.index[number].of} slices and there are {length or 'none'}")
+                problem = f"is for {record.index[number].of} slices and there are {length or 'none'}"
+                raise _misfit((name, int(axis)), problem)
             result.setdefault(name, {})[int(axis)] = sets[number]
     return result
 

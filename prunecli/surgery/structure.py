@@ -31,8 +31,8 @@ class Member:
 class Group:
     """Units that share the output axes of some weights; `key` is the first of these layers.
 
-    `units` counts those that may be removed; a group of which none may says why in `reason`. `changes_function` says why
-    a cut is more than the removal of its units (a layer norm over the cut axis), None where cutting equals masking.
+    `units` counts those that may be removed; a group of which none may says why in `reason`. `changes_function` says
+    why a cut is more than the removal of its units (a layer norm over the cut axis), None where cutting equals masking.
     """
 
     key: str
@@ -69,8 +69,9 @@ class Plan:
 class Structure:
     """All groups of a network in the order of their first layers, and why the layers in `frozen` cannot be cut.
 
-    `order` lists the layers whose weights make channels, in the order of their first call. `dense` has the shape of every
-    parameter and saved buffer when it was traced; `aliases` maps further names of tied tensors to the first.
+    `order` lists the layers whose weights make channels, in the order of their first call. `dense` has the shape of
+    every parameter and saved buffer when it was traced; `aliases` maps further names of tied tensors to the first.
+    `whole_groups` says of grouped convolutions whether they lose whole groups or the same positions of every group.
     """
 
     groups: list[Group]
@@ -123,9 +124,9 @@ class Structure:
                 if bool(lost.any()):
                     axis = (member.tensor, member.axis)
                     masks[axis] = masks.get(axis, torch.ones_like(lost)) & ~lost
-        for (tensor, axis), mask in masks.items():
+        for (tensor, position), mask in masks.items():
             if not bool(mask.any()):
-                raise TargetError(f"the plan leaves nothing of axis {axis} of {tensor}", "keep more of this layer")
+                raise TargetError(f"the plan leaves nothing of axis {position} of {tensor}", "keep more of this layer")
         return masks
 
     def _check(self, plan: Plan) -> None:
@@ -142,7 +143,7 @@ class Structure:
                 )
 
     def _lengths(self, plan: Plan) -> dict[Axis, int]:
-        """Length of each axis that a plan can change, without looking at single slices where units are of equal size."""
+        """Length of each axis that a plan can change; single slices are looked at only where units differ in size."""
         lengths = dict(self._full)
         for key, kept in plan.kept.items():
             group = self.by_key[key]

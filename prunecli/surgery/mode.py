@@ -1,0 +1,115 @@
+"""The dispatch mode of a trace: every operation runs, and its rule carries the labels from arguments to results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from prunecli.surgery.call import Call, Labels, labels_of, set_labels
+from prunecli.surgery.compute import elementwise
+from prunecli.surgery.layers import Layers, along
+from prunecli.surgery.ledger import Ledger
+from prunecli.surgery.rules import RULES, Rule
+from prunecli.surgery.twin import META, own_tensors
+
+_VALUES = {"item", "is_nonzero", "_local_scalar_dense"}
+
+
+class ValuesAskedError(Exception):
+    """The network decides by values, which a run on the meta device has not."""
+
+
+def label(network: nn.Module, ledger: Ledger) -> None:
+    """Give every parameter and saved buffer a layer of labels along each of its axes."""
+    for name, tensor in own_tensors(network).items():
+        layers: Layers = ()
+        for axis, length in enumerate(tensor.shape):
+            layers += along(ledger.axis(name, axis, length), axis, tensor.ndim)
+        set_labels(tensor, Labels(layers, own=True))
+
+
+class LabelMode(TorchDispatchMode):
+    """Runs every operation and lets the rule of each carry the labels from its arguments to its results."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ledger = ledger
+        self._stack: list[str] = []
+        self._op = "start"
+        self._reaching: list[Tensor] = []
+
+    def follow(self, network: nn.Module) -> None:
+        """Keep track of which module is running and which ones ever did."""
+        for name, module in network.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: self._enter(name))
+            module.register_forward_hook(lambda *_: self._leave())
+
+    def _enter(self, name: str) -> None:
+        self.ledger.called.add(name)
+        self._stack.append(name)
+
+    def _leave(self) -> None:
+        self._stack.pop()
+
+    @property
+    def layer(self) -> str:
+        """Name of the module that is running."""
+        return self._stack[-1] if self._stack else ""
+
+    def failure(self, error: Exception) -> tuple[Tensor, str]:
+        """The nodes that reached the last operation, and the error with operation and layer."""
+        nodes = [layer.reshape(-1) for tensor in self._reaching for layer in labels_of(tensor).layers]
+        where = f"{self._op} in {self.layer or 'the network itself'}: {type(error).__name__}: {error}"
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *nodes]), where
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        name = func._schema.name.removeprefix("aten::")
+        op = name.rstrip("_") if func._schema.is_mutable else name
+        if op in _VALUES:
+            return self._value(func, args)
+        if len({x.device for x in tensors if x.ndim}) > 1:  # constants that the code makes without naming a device
+            args, kwargs = tree_map_only(Tensor, lambda x: x if x.is_meta else x.to(META), (args, kwargs))
+        if not any(labels_of(x).layers for x in tensors):
+            return func(*args, **kwargs)
+        self._op, self._reaching = op, tensors
+        rule = RULES.get(op, elementwise if torch.Tag.pointwise in func.tags else None)
+        if rule is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        names = [argument.name for argument in func._schema.arguments]
+        defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+        call = Call(self.ledger, op, defaults | dict(zip(names, args, strict=False)) | kwargs, out, self.layer)
+        self._carry(call, rule or _refuse, tensors)
+        return out
+
+    def _carry(self, call: Call, rule: Rule, tensors: list[Tensor]) -> None:
+        result = rule(call)
+        own = all(labels_of(x).own or x.numel() == 1 for x in tensors)
+        for i, tensor in enumerate(x for x in tree_leaves(call.out) if isinstance(x, Tensor)):
+            set_labels(tensor, Labels(result[i] if isinstance(result, list) else result, own))
+
+    def _value(self, func: Any, args: Any) -> Any:
+        """A value that the network asks for: the true one in a run with values, the same one in the trial after it."""
+        if not args[0].is_meta:
+            self.ledger.answers.append(func(*args))
+            return self.ledger.answers[-1]
+        if not self.ledger.answers:
+            raise ValuesAskedError
+        return self.ledger.answers.pop(0)
+
+
+def _refuse(call: Call) -> Layers:
+    """No rule means refusal, not a guess."""
+    for tensor in call.tensors():
+        for layer in labels_of(tensor).layers:
+            call.ledger.fix(layer, f"{call.why} has no rule")
+    return ()

@@ -1,0 +1,68 @@
+"""The trial: the ledger of a run of the cut network, which finds sizes and places that the code has written down.
+
+Labels in the cut network are the units that its slices belong to. Nothing may be tied there that was not tied before: a
+mismatch means that an operation does not follow the cut, and its units are fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prunecli.surgery.ledger import FIXED, Axis, Components, Ledger
+from prunecli.surgery.structure import Plan, Structure
+
+
+class Trial(Ledger):
+    """A ledger that checks against the finished one of the whole network.
+
+    `keep` says what the cut has left of each axis, `broken` collects nodes that do not follow it, and why.
+    """
+
+    def __init__(self, ledger: Ledger, parts: Components, keep: dict[Axis, Tensor]) -> None:
+        super().__init__()
+        self.broken: list[tuple[Tensor, str]] = []
+        self.whole_groups = dict(ledger.whole_groups)
+        self._keep = keep
+        self.answers = list(ledger.answers)
+        self._parts = parts
+        self._whole = ledger
+        self._fixed = parts.unit == FIXED
+        self._seen = 0
+
+    def axis(self, tensor: str, axis: int, length: int) -> Tensor:
+        """Units of the slices that are left."""
+        units = self._parts.root[self._whole.axes[tensor, axis]]
+        return units[self._keep[tensor, axis]] if (tensor, axis) in self._keep else units
+
+    def tie(self, first: Tensor, second: Tensor, why: str) -> None:
+        """Units at equal places must be the same, or both stay."""
+        differ = (first != second) & ~(self._fixed[first] & self._fixed[second])
+        if bool(differ.any()):
+            nodes = torch.cat([x.expand(differ.shape)[differ] for x in (first, second)])
+            self.broken.append((nodes, f"{why} does not follow a cut of its channels"))
+
+    def reshape(self, layers: tuple[Tensor, ...], shape: Sequence[int], why: str) -> None:
+        """Whatever shape a tensor takes, a cut shortens only axes that units run along."""
+        before, size, _ = self._whole.reshapes[self._seen]
+        self._seen += 1
+        for d in (d for d in range(len(size)) if shape[d : d + 1] != size[d : d + 1]):
+            units = [self._parts.unit[nodes] for nodes in before]
+            if all(bool((unit == unit.narrow(d, 0, 1)).all()) for unit in units):
+                self.broken += [(nodes, f"{why} has sizes of channels written in the code") for nodes in before]
+
+    def change(self, nodes: Tensor, why: str) -> None:
+        """Known from the whole network."""
+
+    def mark(self, nodes: Tensor, role: str) -> None:
+        """Known from the whole network."""
+
+
+def trial_plan(structure: Structure) -> Plan:
+    """Every other unit goes, where two slices stay on each axis: labels on an axis of one slice are not followed."""
+    plan = Plan({group.key: list(range(1, group.units, 2)) for group in structure.groups if group.units >= 2})
+    shapes = structure.shapes(plan)
+    narrow = {g.key for g in structure.groups if any(shapes[m.tensor][m.axis] < 2 for m in g.members)}
+    return Plan({key: kept for key, kept in plan.kept.items() if key not in narrow})

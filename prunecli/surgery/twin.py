@@ -1,0 +1,42 @@
+"""Twins: copies of a network that hold no values, or the same ones, for running without touching the network itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+META = torch.device("meta")
+
+
+def twin_of(network: nn.Module, device: torch.device | None) -> nn.Module:
+    """A copy of the module tree, its tensors empty ones on `device` or, if None, clones; tied ones stay tied."""
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        for tensor in vars(module).values():
+            if isinstance(tensor, Tensor):
+                memo[id(tensor)] = _stand_in(tensor, device)
+    for tensor in (*network.parameters(), *network.buffers()):
+        memo[id(tensor)] = _stand_in(tensor, device)
+    return copy.deepcopy(network, memo)
+
+
+def inputs_on(inputs: tuple[Any, ...], device: torch.device | None) -> tuple[Any, ...]:
+    """The same for inputs of any nesting."""
+    result: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: _stand_in(tensor, device), inputs)
+    return result
+
+
+def own_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers by their first name."""
+    saved = network.state_dict(keep_vars=True)
+    named = (*network.named_parameters(), *network.named_buffers())
+    return {name: tensor for name, tensor in named if name in saved}
+
+
+def _stand_in(tensor: Tensor, device: torch.device | None) -> Tensor:
+    stand_in = tensor.detach().clone() if device is None else torch.empty_like(tensor, device=device)
+    return nn.Parameter(stand_in, requires_grad=False) if isinstance(tensor, nn.Parameter) else stand_in

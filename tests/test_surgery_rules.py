@@ -1,0 +1,308 @@
+"""Every rule of the trace: small networks made for it, both oracle properties, and what must not be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunecli.surgery import trace
+
+
+class Net(nn.Module):
+    """A network written as its layers and a function of them and the input; the head averages over positions."""
+
+    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self._run = forward
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._run(self, *inputs)
+
+
+def conv(inputs: int, outputs: int, size: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2, **options)
+
+
+def pooled(net: Net, x: Tensor) -> Tensor:
+    return net.fc(x.mean((2, 3)))
+
+
+IMAGE = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+FEATURES = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
+TOKENS = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(2))
+
+
+def _simple(act: Callable[[Tensor], Tensor]) -> Net:
+    return Net(lambda n, x: pooled(n, n.b(act(n.a(x)))), a=conv(3, 8), b=conv(8, 6), fc=nn.Linear(6, 4))
+
+
+def _between(move: Callable[[Tensor], Tensor], width: int = 8, **layers: nn.Module) -> Net:
+    """A data movement between two convolutions."""
+    return Net(lambda n, x: pooled(n, n.b(move(n.a(x)))), a=conv(3, 8), b=conv(width, 6), fc=nn.Linear(6, 4), **layers)
+
+
+def _shuffle(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def _attention(n: Net, x: Tensor) -> Tensor:
+    q, k, v = (getattr(n, name)(x).unflatten(-1, (2, -1)).transpose(1, 2) for name in "qkv")
+    weights = (q @ k.transpose(-1, -2)).softmax(-1)
+    return n.o((weights @ v).transpose(1, 2).flatten(2))
+
+
+# name -> network, input, layers whose outputs must be cut
+CUT: dict[str, tuple[Net, Tensor, set[str]]] = {
+    "plain": (_simple(F.relu), IMAGE, {"a", "b"}),
+    "inplace": (_simple(lambda x: F.relu(x, inplace=True).mul_(2)), IMAGE, {"a", "b"}),
+    "pooling": (_simple(lambda x: F.adaptive_avg_pool2d(F.max_pool2d(x, 2), 2)), IMAGE, {"a", "b"}),
+    "interpolate": (_simple(lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear")), IMAGE, {"a", "b"}),
+    "reflect": (_simple(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")), IMAGE, {"a", "b"}),
+    "residual": (
+        Net(lambda n, x: pooled(n, F.relu(n.b(y := n.a(x)) + y)), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 4)),
+        IMAGE, {"a", "b"},
+    ),
+    "batch norm": (
+        Net(lambda n, x: pooled(n, n.b(F.relu(n.bn(n.a(x))))), a=conv(3, 8), bn=nn.BatchNorm2d(8), b=conv(8, 6),
+            fc=nn.Linear(6, 4)),
+        IMAGE, {"a", "b"},
+    ),
+    "concatenation": (
+        Net(lambda n, x: pooled(n, n.c(n.bn(torch.cat([n.a(x), x, n.b(x)], 1)))), a=conv(3, 8), b=conv(3, 6),
+            bn=nn.BatchNorm2d(17), c=conv(17, 5), fc=nn.Linear(5, 4)),
+        IMAGE, {"a", "b", "c"},
+    ),
+    "flatten": (
+        Net(lambda n, x: n.fc(n.a(x).flatten(1)), a=conv(3, 8), fc=nn.Linear(288, 4)), IMAGE, {"a"},
+    ),
+    "depthwise": (
+        Net(lambda n, x: pooled(n, n.c(n.bn(n.b(n.a(x))))), a=conv(3, 8), b=conv(8, 8, groups=8), bn=nn.BatchNorm2d(8),
+            c=conv(8, 6), fc=nn.Linear(6, 4)),
+        IMAGE, {"a", "c"},
+    ),
+    "depthwise multiplier": (
+        Net(lambda n, x: pooled(n, n.c(n.b(n.a(x)))), a=conv(3, 8), b=conv(8, 24, groups=8), c=conv(24, 6),
+            fc=nn.Linear(6, 4)),
+        IMAGE, {"a", "c"},
+    ),
+    "grouped, whole groups": (
+        Net(lambda n, x: pooled(n, n.c(n.b(n.a(x)))), a=conv(3, 16), b=conv(16, 24, groups=8), c=conv(24, 6),
+            fc=nn.Linear(6, 4)),
+        IMAGE, {"a", "b", "c"},
+    ),
+    "grouped, same positions": (
+        Net(lambda n, x: pooled(n, n.c(n.b(n.a(x)))), a=conv(3, 16), b=conv(16, 12, groups=2), c=conv(12, 6),
+            fc=nn.Linear(6, 4)),
+        IMAGE, {"a", "b", "c"},
+    ),
+    "transposed": (
+        Net(lambda n, x: pooled(n, n.b(n.a(x))), a=conv(3, 8), b=nn.ConvTranspose2d(8, 6, 2), fc=nn.Linear(6, 4)),
+        IMAGE, {"a", "b"},
+    ),
+    "transposed, whole groups": (
+        Net(lambda n, x: pooled(n, n.b(n.a(x))), a=conv(3, 8), b=nn.ConvTranspose2d(8, 16, 2, groups=8),
+            fc=nn.Linear(16, 4)),
+        IMAGE, {"a"},
+    ),
+    "transposed, same positions": (
+        Net(lambda n, x: pooled(n, n.b(n.a(x))), a=conv(3, 8), b=nn.ConvTranspose2d(8, 12, 2, groups=2),
+            fc=nn.Linear(12, 4)),
+        IMAGE, {"a", "b"},
+    ),
+    "squeeze and excite": (
+        Net(lambda n, x: pooled(n, (y := n.a(x)) * torch.sigmoid(n.e(F.relu(n.s(y.mean((2, 3), keepdim=True)))))),
+            a=conv(3, 8), s=conv(8, 4, 1), e=conv(4, 8, 1), fc=nn.Linear(8, 4)),
+        IMAGE, {"a", "s", "e"},
+    ),
+    "called twice": (
+        Net(lambda n, x: pooled(n, n.b(F.relu(n.b(n.a(x))))), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 4)),
+        IMAGE, {"a", "b"},
+    ),
+    "act(0) is not 0": (_simple(lambda x: F.softplus(x) + torch.sigmoid(x) + 1), IMAGE, {"a", "b"}),
+    "channel shuffle": (_between(_shuffle), IMAGE, {"a", "b"}),
+    "flip": (_between(lambda x: x.flip(1).flip(2)), IMAGE, {"a", "b"}),
+    "roll of positions": (_between(lambda x: x.roll((1, 2), (2, 3))), IMAGE, {"a", "b"}),
+    "chunk": (
+        Net(lambda n, x: pooled(n, torch.mul(*n.a(x).chunk(2, 1))), a=conv(3, 16), fc=nn.Linear(8, 4)), IMAGE, {"a"},
+    ),
+    "glu": (_between(lambda x: F.glu(x, 1), 4), IMAGE, {"a", "b"}),
+    "swapped halves": (_between(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), IMAGE, {"a", "b"}),
+    "pixel shuffle": (
+        Net(lambda n, x: pooled(n, n.b(F.pixel_shuffle(n.a(x), 2))), a=conv(3, 32), b=conv(8, 6), fc=nn.Linear(6, 4)),
+        IMAGE, {"a", "b"},
+    ),
+    "pixel unshuffle": (_between(lambda x: F.pixel_unshuffle(x, 2), 32), IMAGE, {"a", "b"}),
+    "zero-padded channels": (
+        Net(lambda n, x: pooled(n, n.b(y := n.a(x)) + F.pad(y, (0, 0, 0, 0, 2, 2))), a=conv(3, 8), b=conv(8, 12),
+            fc=nn.Linear(12, 4)),
+        IMAGE, {"a", "b"},
+    ),
+    "mlp": (
+        Net(lambda n, x: n.fc(F.gelu(n.b(F.relu(n.a(x))))), a=nn.Linear(12, 8), b=nn.Linear(8, 6), fc=nn.Linear(6, 4)),
+        FEATURES, {"a", "b"},
+    ),
+    "tokens": (
+        Net(lambda n, x: n.fc(F.gelu(n.a(x)).transpose(1, 2).mean(-1)), a=nn.Linear(12, 8), fc=nn.Linear(8, 4)),
+        TOKENS, {"a"},
+    ),
+    "token mixing": (
+        Net(lambda n, x: n.fc(n.a(x) + n.m2(F.gelu(n.m1(n.a(x).mT))).mT), a=nn.Linear(12, 8), m1=nn.Linear(5, 9),
+            m2=nn.Linear(9, 5), fc=nn.Linear(8, 4)),
+        TOKENS, {"a", "m1"},
+    ),
+    "attention": (
+        Net(_attention, q=nn.Linear(12, 8), k=nn.Linear(12, 8), v=nn.Linear(12, 12), o=nn.Linear(12, 4)),
+        TOKENS, {"q", "k", "v"},
+    ),
+    "unflattened": (
+        Net(lambda n, x: pooled(n, n.b(n.a(x).unflatten(1, (-1, 3, 3)))),
+            a=nn.Linear(12, 72), b=conv(8, 6), fc=nn.Linear(6, 4)),
+        FEATURES, {"a", "b"},
+    ),
+    "1-D and 3-D": (
+        Net(lambda n, x: n.fc(n.b(n.a(x)[:, :, None, None]).flatten(2).mean(2)), a=nn.Conv1d(5, 8, 3),
+            b=nn.Conv3d(8, 6, 1), fc=nn.Linear(6, 4)),
+        TOKENS, {"a", "b"},
+    ),
+    "instance norm": (
+        Net(lambda n, x: pooled(n, n.b(n.i(n.a(x)))), a=conv(3, 8), i=nn.InstanceNorm2d(8, affine=True), b=conv(8, 6),
+            fc=nn.Linear(6, 4)),
+        IMAGE, {"a", "b"},
+    ),
+    "einsum": (
+        Net(lambda n, x: n.fc(torch.einsum("ntc,dc->ntd", n.a(x), n.b.weight)), a=nn.Linear(12, 8), b=nn.Linear(8, 6),
+            fc=nn.Linear(6, 4)),
+        TOKENS, {"a", "b"},
+    ),
+}  # fmt: skip
+
+NOT_DEAD = {"act(0) is not 0", "token mixing"}  # a unit of zero weights still contributes there
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_cut_equals_masked(name: str) -> None:
+    network, inputs, layers = CUT[name]
+    structure = oracle.check_masking(network, (inputs,))
+    assert {layer for g in structure.groups if g.prunable for layer in g.layers} == layers
+    assert not any(group.changes_function for group in structure.groups)
+
+
+@pytest.mark.parametrize("name", [name for name in CUT if name not in NOT_DEAD])
+def test_dead_units_change_nothing(name: str) -> None:
+    network, inputs, _ = CUT[name]
+    oracle.check_dead(network, (inputs,))
+
+
+class Place(nn.Module):
+    """Writes its input into zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = torch.zeros(x.shape[0], 8, *x.shape[2:], dtype=x.dtype, device=x.device)
+        zeros[:, :8] = x
+        return zeros
+
+
+# name -> network, input, layers that stay, part of the reason
+FROZEN: dict[str, tuple[Net, Tensor, set[str], str]] = {
+    "own output": (Net(lambda n, x: n.a(x), a=conv(3, 8)), IMAGE, {"a"}, "outputs of the network"),
+    "added to the input": (
+        Net(lambda n, x: pooled(n, n.b(n.a(x) + x)), a=conv(3, 3), b=conv(3, 8), fc=nn.Linear(8, 4)),
+        IMAGE, {"a"}, "add",
+    ),
+    "sizes in a view": (
+        Net(lambda n, x: n.fc(n.a(x).view(-1, 288)), a=conv(3, 8), fc=nn.Linear(288, 4)), IMAGE, {"a"}, "view",
+    ),
+    "sizes in a split": (
+        Net(lambda n, x: pooled(n, torch.mul(*n.a(x).split(4, 1))), a=conv(3, 8), fc=nn.Linear(4, 4)), IMAGE, {"a"}, "",
+    ),
+    "unequal split": (
+        Net(lambda n, x: n.fc(n.a(x).split([3, 5], 1)[0].mean((2, 3))), a=conv(3, 8), fc=nn.Linear(3, 4)),
+        IMAGE, {"a"}, "split_with_sizes",
+    ),
+    "slice": (_between(lambda x: x[:, 2:6], 4), IMAGE, {"a"}, "slice"),
+    "select": (_between(lambda x: x[:, 3][:, None], 1), IMAGE, {"a"}, "select"),
+    "roll": (_between(lambda x: x.roll(3, 1)), IMAGE, {"a"}, "roll"),
+    "soft-max": (_simple(lambda x: x.softmax(1)), IMAGE, {"a"}, "softmax"),
+    "mean over channels": (_between(lambda x: x.mean(1, keepdim=True), 1), IMAGE, {"a"}, "mean"),
+    "no rule": (_simple(lambda x: x.cumprod(1)), IMAGE, {"a"}, "cumprod"),
+    "full constant": (_simple(lambda x: x + torch.arange(8, device=x.device)[:, None, None]), IMAGE, {"a"}, "add"),
+    "written into zeros": (
+        Net(lambda n, x: pooled(n, n.b(n.p(n.a(x)))), a=conv(3, 8), p=Place(), b=conv(8, 6), fc=nn.Linear(6, 4)),
+        IMAGE, {"a"}, "copy",
+    ),
+    "cropped channels": (_between(lambda x: F.pad(x, (0, 0, 0, 0, -2, 0)), 6), IMAGE, {"a"}, "pad"),
+    "head width in the code": (
+        Net(lambda n, x: n.o((n.q(x).view(2, 5, -1, 4).transpose(1, 2) @ n.k(x).view(2, 5, -1, 4).permute(0, 2, 3, 1))
+                             .softmax(-1).mean(1)),
+            q=nn.Linear(12, 8), k=nn.Linear(12, 8), o=nn.Linear(5, 4)),
+        TOKENS, {"q", "k"}, "view",
+    ),
+    "mixed with positions": (
+        _between(lambda x: x.reshape(x.shape[0], 4, 12, 6), 4), IMAGE, {"a"}, "reshape",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_cannot_be_cut_is_named(name: str) -> None:
+    network, inputs, layers, reason = FROZEN[name]
+    structure = trace(network, inputs)
+    for layer in layers:
+        assert not structure.group_of(layer).prunable
+        assert reason in structure.frozen[layer]
+    if any(group.prunable for group in structure.groups):
+        oracle.check_masking(network, (inputs,))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(2, 8), nn.Sequential(nn.Flatten(2), nn.LayerNorm(36), nn.Unflatten(2, (6, 6)))]
+)
+def test_norms_over_other_axes(norm: nn.Module) -> None:
+    network = Net(
+        lambda n, x: pooled(n, n.b(n.norm(n.a(x)))), a=conv(3, 8), norm=norm, b=conv(8, 6), fc=nn.Linear(6, 4)
+    )
+    group = trace(network, IMAGE).group_of("a")
+    assert group.prunable
+    assert (group.changes_function is not None) == isinstance(norm, nn.GroupNorm)
+
+
+def test_a_layer_norm_over_channels_is_said_to_change_the_function() -> None:
+    network = Net(
+        lambda n, x: n.fc(n.norm(n.a(x))), a=nn.Linear(12, 8), norm=nn.LayerNorm(8), fc=nn.Linear(8, 4)
+    )
+    structure = trace(network, TOKENS)
+    assert "layer_norm in norm" in str(structure.group_of("a").changes_function)
+    with pytest.raises(AssertionError):
+        oracle.check_masking(network, (TOKENS,))
+
+
+def test_a_network_that_decides_by_its_data() -> None:
+    network = Net(
+        lambda n, x: pooled(n, n.b(F.relu(n.a(x)) if x.sum() > 0 else n.a(x))), a=conv(3, 8), b=conv(8, 6),
+        fc=nn.Linear(6, 4),
+    )  # fmt: skip
+    oracle.check_masking(network, (IMAGE,))
+
+
+def test_layers_never_called_and_heads_of_train_mode() -> None:
+    def run(n: Net, x: Tensor) -> Any:
+        y = n.a(x)
+        return (pooled(n, y), n.aux(y).mean((2, 3))) if n.training else pooled(n, y)
+
+    network = Net(run, a=conv(3, 8), aux=conv(8, 5), unused=conv(3, 3), fc=nn.Linear(8, 4)).eval()
+    eval_only, both = trace(network, IMAGE), trace(network, IMAGE, train=True)
+    assert {*eval_only.frozen} == {"fc", "aux", "unused"}
+    assert {*both.frozen} == {"fc", "aux", "unused"}
+    assert "outputs of the network" in both.frozen["aux"]
+    assert "never called" in eval_only.frozen["aux"]
+    assert ("aux.weight", 1) in {(m.tensor, m.axis) for m in both.group_of("a").members}
+    assert not network.training
