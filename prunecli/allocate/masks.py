@@ -44,27 +44,15 @@ def by_rank(scores: Named, old: Named, count: int) -> tuple[dict[str, Tensor], l
     sizes = [score.numel() for score in scores.values()]
     flat = torch.cat([_masked_first(score, old.get(name)) for name, score in scores.items()])
     count = max(count, int((flat == -torch.inf).sum()))
-    removed, guarded = lowest(flat, count), list[str]()
-    while emptied := _emptied(removed, flat, sizes):
-        # The next lowest weight goes in the place of the last one of a tensor, so that the count stays exact.
-        for number, best in emptied.items():
-            flat[best] = torch.inf
-            guarded.append(list(scores)[number])
-        removed = lowest(flat, min(count, sum(sizes) - len(guarded)))
+    parts = dict(zip(scores, torch.split(flat, sizes), strict=True))
+    best = {name: int(part.argmax()) for name, part in parts.items() if part.max() > -torch.inf}
+    spared = {name: float(parts[name][index]) for name, index in best.items()}
+    for name, index in best.items():
+        parts[name][index] = torch.inf  # never removed: the next lowest goes instead, and the count stays exact
+    removed = lowest(flat, min(count, len(flat) - len(best)))
+    limit = float(flat[removed].max()) if bool(removed.any()) else -torch.inf
     masks = {n: ~part.view_as(scores[n]) for n, part in zip(scores, torch.split(removed, sizes), strict=True)}
-    return masks, guarded
-
-
-def _emptied(removed: Tensor, flat: Tensor, sizes: list[int]) -> dict[int, int]:
-    """Tensors that would lose their last live weight: number of the tensor -> index of its best weight."""
-    emptied = {}
-    offset = 0
-    for number, (part, values) in enumerate(zip(torch.split(removed, sizes), torch.split(flat, sizes), strict=True)):
-        best = int(values.argmax())
-        if bool(part.all()) and values[best] > -torch.inf:
-            emptied[number] = offset + best
-        offset += len(part)
-    return emptied
+    return masks, [name for name, score in spared.items() if score <= limit and int(masks[name].sum()) == 1]
 
 
 def _masked_first(score: Tensor, mask: Tensor | None) -> Tensor:

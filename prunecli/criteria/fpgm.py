@@ -11,5 +11,6 @@ def fpgm(slices: Tensor) -> Tensor:
 
     A filter near the geometric median has a small sum: the others can stand in for it.
     """
-    # The default reaches distances through a matrix product, whose rounding leaves equal filters apart.
-    return torch.cdist(slices, slices, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    # Distances through a matrix product are fast, and cancel digits: double precision has them to spare.
+    slices = slices.double()
+    return torch.cdist(slices, slices, compute_mode="use_mm_for_euclid_dist").sum(1)
