@@ -168,7 +168,8 @@ def _entry(options: PruneOptions, source: Checkpoint, cost: dict[str, int], note
 
 def _data(options: PruneOptions, sidecar: Sidecar, notes: list[str]) -> Dataset | None:
     """The data that fine-tuning or the score needs; None, with a note, where a score alone would need it in vain."""
-    if options.dry_run or (options.no_eval and not options.finetune_epochs):
+    unwanted = options.dry_run or options.no_eval or not (sidecar.data or options.data)
+    if unwanted and not options.finetune_epochs:
         return None
     recipe = Recipe(data=options.data, data_arg=options.data_arg, trust=options.trust)
     channels, height, width = sidecar.cost.input

@@ -40,11 +40,12 @@ class PruneResult:
         """The result for people: a line a group that changed, then sums."""
         changed = [row for row in self.rows if row.after < row.before]
         titles = [_title(row) for row in changed]
-        width = max(map(len, titles), default=0)
+        shown = {key: value for key, value in self.before.items() if self._differs(key)}
+        width = max(map(len, (*titles, *shown)))
         lines = [f"{self.path or 'dry run, nothing written'}: {len(changed)} of {len(self.rows)} groups pruned"]
         for title, row in zip(titles, changed, strict=True):
             lines.append(f"  {title:{width}}  {row.before:>10,} -> {row.after:>10,} {row.what}")
-        for key, value in self.before.items():
+        for key, value in shown.items():
             left = self.after[key] / value if value else 1.0
             lines.append(f"  {key.replace('_', ' '):{width}}  {value:>10,} -> {self.after[key]:>10,}  ({left:.1%})")
         metrics = self.checkpoint.sidecar.metrics
@@ -52,6 +53,11 @@ class PruneResult:
             scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.last.values.items())
             lines.append(f"  {metrics.split}: {scores}")
         return "\n".join(lines)
+
+    def _differs(self, key: str) -> bool:
+        """Do masks make this sum another than the one without masks?"""
+        dense = {"nonzero_params": "params", "effective_macs": "macs"}.get(key)
+        return dense is None or any(sums[key] != sums[dense] for sums in (self.before, self.after))
 
 
 def sums(checkpoint: Checkpoint) -> dict[str, int]:

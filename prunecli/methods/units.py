@@ -64,6 +64,7 @@ def prune(
     rows = [
         Row(g.key, g.layers, "units", len(g.members), g.units, allocation.widths.get(g.key, g.units))
         for g in structure.groups
+        if g.units
     ]
     notes = [*chosen.notes, *notes, *_remarks(chosen.groups, allocation, wanted)]
     plan = _plan(scores, allocation.widths)
