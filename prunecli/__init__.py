@@ -8,7 +8,6 @@ Names are imported on first use, so that importing `prunecli` is free.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,11 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 COMMANDS = ("train", "prune", "finetune", "rewind", "scratch", "export", "report")
-
-try:
-    __version__ = version("prunecli")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+source"
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

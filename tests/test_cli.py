@@ -139,6 +139,18 @@ def test_a_config_value_of_the_wrong_type_is_refused(capsys: pytest.CaptureFixtu
     assert "lr" in error_lines(capsys)[0]
 
 
+def test_a_gate_that_is_not_met_fails_after_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*TRAIN, "-o", "x.safetensors", "--quiet"]) == 0
+    capsys.readouterr()
+    assert run(["report", "x.safetensors", "--fail-over", "params=100k"]) == 0
+    capsys.readouterr()
+    assert run(["report", "x.safetensors", "--json", "--fail-over", "params=50k"]) == 6
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["checkpoints"][0]["params"] == 61_706
+    assert captured.err.startswith("error: ")
+    assert "params" in captured.err
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("prunecli ")

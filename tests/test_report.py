@@ -19,10 +19,10 @@ from prunecli.commands.report import run
 from prunecli.errors import DamagedError, GateError, PruneError, UsageError
 from prunecli.measure import cost
 from prunecli.options.report import ReportOptions
-from prunecli.report.columns import accuracy, count, share, size
-from prunecli.report.html import page
-from prunecli.report.row import short_names
-from prunecli.report.terminal import render
+from prunecli.reporting.columns import accuracy, count, share, size
+from prunecli.reporting.html import page
+from prunecli.reporting.row import short_names
+from prunecli.reporting.terminal import render
 from prunecli.sidecar import Arch, Data, EpochLog, IndexSet, Metrics, Score, Sidecar, Step, Surgery
 
 DATA = Data(

@@ -165,7 +165,10 @@ def _command(name: str, options: type[Any]) -> Callable[..., None]:
         values = read_config(config, name, {n: {f.name for f in fields(row.options)} for n, row in COMMANDS.items()})
         values |= {key: value for key, value in given.items() if value is not None and value != []}
         say = silent if quiet else Stderr()
-        emit(import_module(f"prunecli.commands.{name}").run(_build(options, values), say), as_json, say)
+        result = import_module(f"prunecli.commands.{name}").run(_build(options, values), say)
+        emit(result, as_json, say)
+        if failure := getattr(result, "failure", None):  # a gate that was not met: shown, and failed nevertheless
+            raise failure
 
     command.__name__ = name
     command.__signature__ = inspect.Signature(described)  # type: ignore[attr-defined]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from prunecli.options.report import ReportOptions
 from prunecli.progress import Say, silent
-from prunecli.report.differences import compare
-from prunecli.report.gates import failure, parse_gates
-from prunecli.report.model import Report, Schema
-from prunecli.report.row import Row, read_rows
+from prunecli.reporting.differences import compare
+from prunecli.reporting.gates import failure, parse_gates
+from prunecli.reporting.model import Report, Schema
+from prunecli.reporting.row import Row, read_rows
 from prunecli.sidecar import json_schema
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run(options: ReportOptions, say: Say = silent) -> Report | Schema:
         form="csv" if options.csv else "md" if options.md else "table",
     )
     if options.html is not None:
-        from prunecli.report.html import write_page
+        from prunecli.reporting.html import write_page
 
         say.status("drawing pictures")
         write_page(report, options.html)

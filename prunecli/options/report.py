@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from prunecli.errors import UsageError
-from prunecli.options.fields import check, option
+from prunecli.options.fields import argument, check, option
 from prunecli.options.shared import Execution
 from prunecli.options.values import parse_numbers
 
@@ -19,9 +18,7 @@ class ReportOptions(Execution):
     where a checkpoint misses one.
     """
 
-    checkpoints: tuple[str, ...] = dataclasses.field(
-        default=(), metadata={"help": "Checkpoints to show.", "argument": True, "metavar": "CHECKPOINT", "many": True}
-    )
+    checkpoints: tuple[str, ...] = argument("Checkpoints to show.", metavar="CHECKPOINT", many=True)
     csv: bool = option(False, "Print a table of comma-separated values, a row a checkpoint.")
     md: bool = option(False, "Print a Markdown table.")
     html: str | None = option(None, "Also write a self-contained HTML page with pictures.", metavar="FILE")

@@ -9,10 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prunecli.exporting.write import write
-from prunecli.report import columns, pictures
-from prunecli.report.model import Report
-from prunecli.report.pictures import Picture
-from prunecli.report.terminal import value
+from prunecli.reporting import columns, pictures
+from prunecli.reporting.model import Report
+from prunecli.reporting.pictures import Picture
+from prunecli.reporting.terminal import value
 
 
 def write_page(report: Report, path: str | Path) -> None:
@@ -23,7 +23,7 @@ def write_page(report: Report, path: str | Path) -> None:
 def page(report: Report) -> str:
     """The page; the same report gives the same text."""
     environment = Environment(
-        loader=PackageLoader("prunecli.report"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("prunecli.reporting"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     for function in (columns.count, columns.size, columns.share, columns.milliseconds):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prunecli.errors import GateError, UsageError, nearest
 from prunecli.options.values import Amount, parse_amount
-from prunecli.report.row import Row
+from prunecli.reporting.row import Row
 
 METRICS = (
     "params", "nonzero", "macs", "effective_macs", "flops", "sparsity", "sparsity_all", "bytes", "compressed",

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunecli import checkpoint as checkpoints
-from prunecli.report.columns import count, share
-from prunecli.report.pictures.style import FAINT, Picture, color, drawing, figure, picture
-from prunecli.report.row import Row
+from prunecli.reporting.columns import count, share
+from prunecli.reporting.pictures.style import FAINT, Picture, color, drawing, figure, picture
+from prunecli.reporting.row import Row
 
 ROWS = 12
 BINS = 81

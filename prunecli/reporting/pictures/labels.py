@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prunecli.report.pictures.style import INK
+from prunecli.reporting.pictures.style import INK
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top in points
 

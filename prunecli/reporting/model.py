@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prunecli.errors import GateError
-from prunecli.report.differences import Difference
-from prunecli.report.gates import Gate
-from prunecli.report.row import Row
+from prunecli.reporting.differences import Difference
+from prunecli.reporting.gates import Gate
+from prunecli.reporting.row import Row
 
 UNITS = "1 MAC = one multiply-add of one example; FLOPs = 2 x MACs. Parameters include normalisations, not buffers."
 MASKS = (
@@ -72,10 +72,10 @@ class Report:
     def text(self) -> str:
         """The report for people, or the CSV or Markdown table that was asked for."""
         if self.form == "table":
-            from prunecli.report.terminal import render
+            from prunecli.reporting.terminal import render
 
             return render(self)
-        from prunecli.report.tables import to_csv, to_markdown
+        from prunecli.reporting.tables import to_csv, to_markdown
 
         return (to_csv if self.form == "csv" else to_markdown)(self.rows)
 

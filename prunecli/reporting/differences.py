@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunecli.measure import Layer
-from prunecli.report.row import Row
+from prunecli.reporting.row import Row
 
 
 @dataclass(frozen=True)

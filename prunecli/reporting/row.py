@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli import files
 from prunecli.measure import Totals, disk_sizes, totals
-from prunecli.report.lineage import Identity, Link, chain, identity, parent, story
+from prunecli.reporting.lineage import Identity, Link, chain, identity, parent, story
 from prunecli.sidecar import Score, Sidecar
 
 if TYPE_CHECKING:

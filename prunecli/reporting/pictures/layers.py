@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunecli.measure import Layer
-from prunecli.report.pictures.style import FAINT, Picture, color, drawing, figure, picture
-from prunecli.report.row import Row
+from prunecli.reporting.pictures.style import FAINT, Picture, color, drawing, figure, picture
+from prunecli.reporting.row import Row
 
 PANELS = 12
 NAMED = 24  # more layers than this are numbered instead of named

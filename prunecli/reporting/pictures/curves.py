@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunecli.report.pictures.style import Picture, color, drawing, figure, marker, picture
-from prunecli.report.row import Row
+from prunecli.reporting.pictures.style import Picture, color, drawing, figure, marker, picture
+from prunecli.reporting.row import Row
 
 
 def curves(rows: Sequence[Row]) -> Picture | None:

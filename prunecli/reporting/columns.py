@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prunecli.report.row import Row
+from prunecli.reporting.row import Row
 
 NONE = "–"
 

@@ -15,11 +15,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from prunecli.report import columns
-from prunecli.report.columns import accuracy, count, milliseconds, overview, share
-from prunecli.report.differences import Change, Difference
-from prunecli.report.model import Report
-from prunecli.report.row import Row
+from prunecli.reporting import columns
+from prunecli.reporting.columns import accuracy, count, milliseconds, overview, share
+from prunecli.reporting.differences import Change, Difference
+from prunecli.reporting.model import Report
+from prunecli.reporting.row import Row
 
 PIPED_WIDTH = 120
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunecli.report.columns import count
-from prunecli.report.pictures.labels import label
-from prunecli.report.pictures.style import Picture, color, drawing, figure, marker, picture
-from prunecli.report.row import Row
+from prunecli.reporting.columns import count
+from prunecli.reporting.pictures.labels import label
+from prunecli.reporting.pictures.style import Picture, color, drawing, figure, marker, picture
+from prunecli.reporting.row import Row
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Sequence
 
-from prunecli.report.columns import milliseconds, overview
-from prunecli.report.row import Row
+from prunecli.reporting.columns import milliseconds, overview
+from prunecli.reporting.row import Row
 
 
 def to_csv(rows: Sequence[Row]) -> str:
