@@ -38,7 +38,7 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
             if name.endswith("running_var") is False and tensor.ndim == 1:
                 tensor.data += 0.1
     for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if isinstance(getattr(module, "p", None), float):  # dropout, stochastic depth
             module.p = 0.0
     return network
 

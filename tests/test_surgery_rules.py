@@ -299,10 +299,10 @@ def test_layers_never_called_and_heads_of_train_mode() -> None:
         return (pooled(n, y), n.aux(y).mean((2, 3))) if n.training else pooled(n, y)
 
     network = Net(run, a=conv(3, 8), aux=conv(8, 5), unused=conv(3, 3), fc=nn.Linear(8, 4)).eval()
-    eval_only, both = trace(network, IMAGE), trace(network, IMAGE, train=True)
-    assert {*eval_only.frozen} == {"fc", "aux", "unused"}
-    assert {*both.frozen} == {"fc", "aux", "unused"}
-    assert "outputs of the network" in both.frozen["aux"]
-    assert "never called" in eval_only.frozen["aux"]
-    assert ("aux.weight", 1) in {(m.tensor, m.axis) for m in both.group_of("a").members}
+    structure = trace(network, IMAGE)
+    assert {*structure.frozen} == {"fc", "aux", "unused"}
+    assert "outputs of the network" in structure.frozen["aux"]
+    assert "never called" in structure.frozen["unused"]
+    assert ("aux.weight", 1) in {(m.tensor, m.axis) for m in structure.group_of("a").members}
     assert not network.training
+    oracle.check_masking(network, (IMAGE,))

@@ -198,3 +198,8 @@ def _only_before(call: Call, name: str, channel: int) -> Layers:
     shape, layers = call.operand(name)
     layers = tuple(layer for layer in layers if layer.shape[channel] == 1)
     return fix_support(call.ledger, layers, set(range(channel, len(shape))), call.why)
+
+
+def fresh(call: Call) -> Layers:
+    """A new tensor that takes only its type and device from the argument: no channels of it."""
+    return ()

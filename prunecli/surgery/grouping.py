@@ -32,7 +32,7 @@ def structure_of(network: nn.Module, ledger: Ledger, parts: Components) -> Struc
     frozen = {layer: group.reason for group in groups if group.reason for layer in group.layers}
     return Structure(
         groups=groups,
-        frozen=frozen | _never_called(network, ledger),
+        frozen=frozen | never_called(network, ledger),
         order=list(dict.fromkeys(layer_of(tensor) for tensor, _ in outputs)),
         dense={name: tuple(t.shape) for name, t in own_tensors(network).items()},
         aliases=_aliases(network),
@@ -87,7 +87,7 @@ def _group(outputs: list[Axis], units: Tensor, members: list[Member], ledger: Le
     )
 
 
-def _never_called(network: nn.Module, ledger: Ledger) -> dict[str, str]:
+def never_called(network: nn.Module, ledger: Ledger) -> dict[str, str]:
     """Layers with parameters that took no part in the run."""
     busy = ledger.called | {layer_of(tensor) for tensor, _ in ledger.roles}
     named = (name for name, module in network.named_modules() if any(True for _ in module.parameters(recurse=False)))

@@ -23,7 +23,8 @@ class Ledger:
         self.roles: dict[Axis, str] = {}
         self.called: set[str] = set()
         self.answers: list[object] = []  # values that the network asked for, in order
-        self.reshapes: list[tuple[tuple[Tensor, ...], tuple[int, ...], str]] = []
+        self.reshapes: dict[tuple[int, int], tuple[tuple[Tensor, ...], tuple[int, ...], str]] = {}
+        self.place = 0, 0  # of the running operation: how many ran before, and its parts that did
         self.whole_groups: dict[str, bool] = {}  # layer -> does its grouped convolution lose whole groups?
         self._starts: list[int] = []
         self._owners: list[Axis] = []
@@ -56,7 +57,7 @@ class Ledger:
 
     def reshape(self, layers: tuple[Tensor, ...], shape: Sequence[int], why: str) -> None:
         """A tensor took this shape, an axis may have been split: a cut leaves a rectangle, it runs along one axis."""
-        self.reshapes.append((layers, tuple(shape), why))
+        self.reshapes[self.place] = layers, tuple(shape), why
 
     def mark(self, nodes: Tensor, role: str) -> None:
         """The parameter axes that own these nodes act as `role`; "out" and "in" win over anything else."""
@@ -69,7 +70,7 @@ class Ledger:
         """The units: connected components of all ties, rectangles enforced."""
         result = Components(self._size, self._ties, self._changes)
         while True:
-            shaped = [(nodes, why) for layers, _, why in self.reshapes for nodes in layers]
+            shaped = [(nodes, why) for layers, _, why in self.reshapes.values() for nodes in layers]
             broken = [entry for entry in shaped if not _is_rectangle(result.unit[entry[0]])]
             if not broken:
                 return result

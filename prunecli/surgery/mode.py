@@ -40,6 +40,7 @@ class LabelMode(TorchDispatchMode):
         self.ledger = ledger
         self._stack: list[str] = []
         self._op = "start"
+        self._inside = 0  # how many operations are being taken apart
         self._reaching: list[Tensor] = []
 
     def follow(self, network: nn.Module) -> None:
@@ -68,6 +69,8 @@ class LabelMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        step, part = self.ledger.place
+        self.ledger.place = (step, part + 1) if self._inside else (step + 1, 0)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         name = func._schema.name.removeprefix("aten::")
         op = name.rstrip("_") if func._schema.is_mutable else name
@@ -80,8 +83,10 @@ class LabelMode(TorchDispatchMode):
         self._op, self._reaching = op, tensors
         rule = RULES.get(op, elementwise if torch.Tag.pointwise in func.tags else None)
         if rule is None:
+            self._inside += 1
             with self:
                 parts = func.decompose(*args, **kwargs)
+            self._inside -= 1
             if parts is not NotImplemented:
                 return parts
         out = func(*args, **kwargs)

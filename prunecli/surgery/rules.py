@@ -35,6 +35,7 @@ _COMPUTING: dict[Rule, str] = {
         log_sigmoid empty_like zeros_like ones_like full_like rand_like randn_like fill zero bernoulli rsub rrelu
         where""",
     compute.gated: "glu",
+    compute.fresh: "new_empty new_zeros new_ones new_full new_empty_strided",
     compute.convolution: "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d",
     compute.linear: "linear",
     compute.matmul_2d: "mm addmm",

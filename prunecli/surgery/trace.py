@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from prunecli.errors import UsageError
 from prunecli.surgery import shrink
 from prunecli.surgery.call import labels_of
-from prunecli.surgery.grouping import structure_of
+from prunecli.surgery.grouping import never_called, structure_of
 from prunecli.surgery.ledger import FIXED, Components, Ledger
 from prunecli.surgery.mode import LabelMode, ValuesAskedError, label
 from prunecli.surgery.structure import Plan, Structure
@@ -25,23 +25,23 @@ Modes = tuple[bool, ...]
 def trace(network: nn.Module, *inputs: Any, train: bool = False) -> Structure:
     """Which slices of which parameters and buffers can be cut together; the network is left as it was.
 
-    A copy runs on the meta device, without values, in eval mode, and once more in train mode if `train`, so that heads
-    which exist only there are seen. A network that asks for values runs once with its own weights instead. Then a copy
-    with half of every group cut off runs, and whatever does not follow the cut is fixed, with the reason.
-    Raises UsageError, naming the layer, when the network does not run on these inputs.
+    A copy runs on the meta device, without values, in eval mode; and once more in train mode if `train`, or if layers
+    were never called, so that heads which exist only there are seen. A network that asks for values runs once with its
+    own weights instead. Then a copy with half of every group cut off runs, and whatever does not follow the cut is
+    fixed, with the reason. Raises UsageError, naming the layer, when the network does not run on these inputs.
     """
-    modes = (False, True) if train else (False,)
-    try:
-        ledger = _whole(network, inputs, modes, META)
-    except ValuesAskedError:
-        ledger = _whole(network, inputs, modes, None)
+    modes: Modes = (False, True) if train else (False,)
+    ledger = _whole(network, inputs, modes)
+    if not train and never_called(network, ledger):
+        modes = (False, True)
+        ledger = _whole(network, inputs, modes)
     while True:
         parts = ledger.components()
         structure = structure_of(network, ledger, parts)
         plan = trial_plan(structure)
         if not plan.kept:
             return structure
-        trial = Trial(ledger, parts, structure.keep_masks(plan))
+        trial = Trial(ledger, parts, structure, plan)
         broken = _tried(network, inputs, modes, trial, structure, plan)
         if not broken:
             return structure
@@ -49,8 +49,15 @@ def trace(network: nn.Module, *inputs: Any, train: bool = False) -> Structure:
             _fix_groups(ledger, parts, structure, nodes, why)
 
 
-def _whole(network: nn.Module, inputs: tuple[Any, ...], modes: Modes, device: torch.device | None) -> Ledger:
+def _whole(network: nn.Module, inputs: tuple[Any, ...], modes: Modes) -> Ledger:
     """The ledger of the network as it is."""
+    try:
+        return _run_on(META, network, inputs, modes)
+    except ValuesAskedError:
+        return _run_on(None, network, inputs, modes)
+
+
+def _run_on(device: torch.device | None, network: nn.Module, inputs: tuple[Any, ...], modes: Modes) -> Ledger:
     ledger = Ledger()
     for train in modes:
         with torch.inference_mode():

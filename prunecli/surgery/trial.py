@@ -11,26 +11,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunecli.surgery.ledger import FIXED, Axis, Components, Ledger
+from prunecli.surgery.ledger import FIXED, Components, Ledger
 from prunecli.surgery.structure import Plan, Structure
 
 
 class Trial(Ledger):
     """A ledger that checks against the finished one of the whole network.
 
-    `keep` says what the cut has left of each axis, `broken` collects nodes that do not follow it, and why.
+    `broken` collects nodes that do not follow the cut, and why.
     """
 
-    def __init__(self, ledger: Ledger, parts: Components, keep: dict[Axis, Tensor]) -> None:
+    def __init__(self, ledger: Ledger, parts: Components, structure: Structure, plan: Plan) -> None:
         super().__init__()
         self.broken: list[tuple[Tensor, str]] = []
         self.whole_groups = dict(ledger.whole_groups)
-        self._keep = keep
+        self._keep = structure.keep_masks(plan)
         self.answers = list(ledger.answers)
         self._parts = parts
         self._whole = ledger
-        self._fixed = parts.unit == FIXED
-        self._seen = 0
+        self._stays = torch.ones_like(parts.unit, dtype=torch.bool)
+        for axis in (axis for key in plan.kept for axis in structure.by_key[key].outputs):
+            self._stays[parts.unit[ledger.axes[axis]]] = False
+        self._stays[FIXED] = True
 
     def axis(self, tensor: str, axis: int, length: int) -> Tensor:
         """Units of the slices that are left."""
@@ -39,15 +41,14 @@ class Trial(Ledger):
 
     def tie(self, first: Tensor, second: Tensor, why: str) -> None:
         """Units at equal places must be the same, or both stay."""
-        differ = (first != second) & ~(self._fixed[first] & self._fixed[second])
+        differ = (first != second) & ~(self._stays[first] & self._stays[second])
         if bool(differ.any()):
             nodes = torch.cat([x.expand(differ.shape)[differ] for x in (first, second)])
             self.broken.append((nodes, f"{why} does not follow a cut of its channels"))
 
     def reshape(self, layers: tuple[Tensor, ...], shape: Sequence[int], why: str) -> None:
         """Whatever shape a tensor takes, a cut shortens only axes that units run along."""
-        before, size, _ = self._whole.reshapes[self._seen]
-        self._seen += 1
+        before, size, _ = self._whole.reshapes.get(self.place, (layers, shape, why))
         for d in (d for d in range(len(size)) if shape[d : d + 1] != size[d : d + 1]):
             units = [self._parts.unit[nodes] for nodes in before]
             if all(bool((unit == unit.narrow(d, 0, 1)).all()) for unit in units):
@@ -61,8 +62,8 @@ class Trial(Ledger):
 
 
 def trial_plan(structure: Structure) -> Plan:
-    """Every other unit goes, where two slices stay on each axis: labels on an axis of one slice are not followed."""
-    plan = Plan({group.key: list(range(1, group.units, 2)) for group in structure.groups if group.units >= 2})
+    """Every other unit goes, where two units and two slices of each axis stay: one alone has no label to follow."""
+    plan = Plan({g.key: list(range(1, g.units, 2 if g.units > 3 else 1)) for g in structure.groups if g.units >= 3})
     shapes = structure.shapes(plan)
     narrow = {g.key for g in structure.groups if any(shapes[m.tensor][m.axis] < 2 for m in g.members)}
     return Plan({key: kept for key, kept in plan.kept.items() if key not in narrow})
