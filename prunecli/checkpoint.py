@@ -30,6 +30,14 @@ class Checkpoint:
     path: Path | None = None
     sha256: str | None = None
 
+    @property
+    def trained(self) -> list[str]:
+        """The names of the weights that are trained: those of the optimizer, else all that are no buffers."""
+        if self.sidecar.optimizer:
+            return [name for group in self.sidecar.optimizer.groups for name in group.params]
+        buffers = set(self.sidecar.cost.buffers)
+        return [name for name in self.weights if name not in buffers]
+
 
 def save(checkpoint: Checkpoint, path: str | Path, *, inline_limit: int = INLINE_LIMIT) -> str:
     """Replace the checkpoint `path` as a whole, or leave it untouched; returns the SHA-256 of its weights file.

@@ -46,7 +46,7 @@ def load_compiled_operators(folder: Path) -> bool:
     """Whether torchvision's compiled operators, a library `_C*` in its `folder`, fit this torch. Loads them if so."""
     for library in sorted(folder.glob("_C*")):
         with contextlib.suppress(OSError):
-            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+            torch.ops.load_library(str(library))
     return hasattr(torch.ops.torchvision, "nms")
 
 
@@ -56,11 +56,11 @@ if _spec is None or _spec.origin is None:
 _compiled = load_compiled_operators(Path(_spec.origin).parent)
 if not _compiled:
     # Kept in the module: operators live as long as their library object.
-    _library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    _library = torch.library.Library("torchvision", "DEF")
     for _name in ("nms", "qnms"):
         _schema = f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        _library.define(_schema)  # type: ignore[no-untyped-call]
-    _library.impl("nms", nms, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        _library.define(_schema)
+    _library.impl("nms", nms, "CompositeExplicitAutograd")
 
 import torchvision  # noqa: E402  # only now that every operator is declared
 

@@ -69,6 +69,6 @@ def test_a_stretched_exponential_ends_at_the_same_rate() -> None:
         (Schedule(kind="cosine"), 0.01),
     ],
 )
-def test_the_last_rate_is_that_of_the_last_epoch_and_a_tenth_after_a_cosine(schedule: Schedule, expected: float) -> None:
+def test_the_last_rate_is_the_last_epochs_and_a_tenth_after_a_cosine(schedule: Schedule, expected: float) -> None:
     run = Training(epochs=160, epoch=160, batch_size=64, seed=0, lr=0.1, schedule=schedule)
     assert last_rate(run) == pytest.approx(expected)

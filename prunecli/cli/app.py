@@ -115,10 +115,10 @@ def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
             flags = ["--" + field.name.replace("_", "-")] if not meta["flag"] else flags
         elif kind in (bool, bool | None):
             flags = [flags[0] + "/--no-" + flags[0].removeprefix("--")]
-        shown = field.default not in (None, MISSING, False, (), "")
-        marker = typer.Option(
-            *flags, help=meta["help"], metavar=meta["metavar"], show_default=str(field.default) if shown else False
-        )
+        text = meta["help"]
+        if field.default not in (None, MISSING, False, (), ""):
+            text = f"{text.removesuffix('.')} (default: {field.default})."
+        marker = typer.Option(*flags, help=text, metavar=meta["metavar"], show_default=False)
         annotation, default = Annotated[kind | None, marker], None
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

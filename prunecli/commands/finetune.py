@@ -6,12 +6,11 @@ from dataclasses import fields
 
 from prunecli import checkpoint as checkpoints
 from prunecli import training
-from prunecli.checkpoint import Checkpoint
 from prunecli.commands.running import Written, carry_out
 from prunecli.options import Execution, Recipe
 from prunecli.options.train import FinetuneOptions
 from prunecli.progress import Say, silent
-from prunecli.sidecar import Metrics, Sidecar
+from prunecli.sidecar import Sidecar
 
 # options that leave the run of the checkpoint what it is
 HARMLESS = {f.name for f in fields(Execution)} | {"data", "data_arg", "val"}
@@ -28,7 +27,7 @@ def run(options: FinetuneOptions, say: Say = silent) -> Written:
     data = training.open_data(base.sidecar.data, options, _image_size(base.sidecar))
     base.sidecar.data = data.info
     if not _goes_on(base.sidecar, options):
-        _begin(base, options)
+        training.begin_again(base, options, carry=options.carry)
     return carry_out("finetune", base, data, options, say)
 
 
@@ -41,15 +40,3 @@ def _goes_on(sidecar: Sidecar, options: FinetuneOptions) -> bool:
     described = [f.name for f in fields(Recipe) if f.name not in HARMLESS and getattr(options, f.name) is not None]
     spec = sidecar.training
     return spec is not None and sidecar.optimizer is not None and spec.epoch < spec.epochs and not described
-
-
-def _begin(base: Checkpoint, options: FinetuneOptions) -> None:
-    """Turn `base` into the beginning of a new run."""
-    sidecar = base.sidecar
-    parameters = [name for name in base.weights if name not in set(sidecar.cost.buffers)]
-    old = sidecar.optimizer
-    names = [name for group in old.groups for name in group.params] if old else parameters
-    sidecar.training, sidecar.optimizer = training.begin(options, names, sidecar)
-    if old and old.name == sidecar.optimizer.name and options.carry:
-        sidecar.optimizer.state = old.state
-    sidecar.metrics = Metrics(split=sidecar.metrics.split)

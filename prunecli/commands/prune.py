@@ -129,18 +129,9 @@ def _in_rounds(
 
 def _begin(checkpoint: Checkpoint, options: PruneOptions, number: int) -> None:
     """Let the fine-tuning of round `number` begin: the checkpoint's settings, its last rate, a fresh optimizer."""
-    sidecar = checkpoint.sidecar
-    buffers = set(sidecar.cost.buffers)
-    old = sidecar.optimizer
-    names = (
-        [n for group in old.groups for n in group.params]
-        if old
-        else [n for n in checkpoint.weights if n not in buffers]
-    )
-    recipe = Recipe(epochs=options.finetune_epochs, lr=options.finetune_lr)
-    sidecar.training, sidecar.optimizer = training.begin(recipe, names, sidecar)
-    sidecar.training.method = {ROUND: number}
-    sidecar.metrics = Metrics(split=sidecar.metrics.split)
+    training.begin_again(checkpoint, Recipe(epochs=options.finetune_epochs, lr=options.finetune_lr)).method = {
+        ROUND: number
+    }
 
 
 def _round(unfinished: Checkpoint) -> int:

@@ -17,7 +17,7 @@ def option(default: Any, help: str, *, flag: str | None = None, metavar: str | N
 def argument(help: str, *, metavar: str | None = None, many: bool = False) -> Any:
     """A dataclass field that becomes a positional argument (`many`: any number of them, as a tuple)."""
     default = () if many else dataclasses.MISSING
-    return dataclasses.field(  # type: ignore[call-overload]
+    return dataclasses.field(
         default=default, metadata={"help": help, "argument": True, "metavar": metavar, "many": many}
     )
 

@@ -37,7 +37,9 @@ class Recipe(Execution):
     batch_size: int | None = option(None, "Examples a step (default: the checkpoint's, or 64).", metavar="N")
     optimizer: str | None = option(None, "Optimizer (default: the checkpoint's, or sgd).", metavar="|".join(OPTIMIZERS))
     lr: float | None = option(
-        None, "Base learning rate (train: sgd 0.05, adam and adamw 0.001; else the last rate; after a cosine a tenth).", metavar="RATE"
+        None,
+        "Base learning rate (train: sgd 0.05, adam and adamw 0.001; else the last rate; after a cosine a tenth).",
+        metavar="RATE",
     )
     momentum: float | None = option(None, "Momentum of sgd (default: the checkpoint's, or 0.9).", metavar="M")
     nesterov: bool | None = option(None, "Nesterov momentum.")

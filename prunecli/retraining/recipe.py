@@ -23,7 +23,7 @@ def original(checkpoint: Checkpoint) -> Run:
     Raises `UsageError` when there is none, `DamagedError` when the history's entry does not describe one.
     """
     sidecar = checkpoint.sidecar
-    names = parameter_names(checkpoint)
+    names = checkpoint.trained
     trained = [entry for entry in sidecar.history if entry.command == "train"]
     if trained:
         try:
@@ -44,13 +44,6 @@ def begun(checkpoint: Checkpoint) -> Run:
             f"{checkpoint.path}: records no training run", "start from a checkpoint that prunecli train wrote"
         )
     return at(training, 0), fresh(optimizer)
-
-
-def parameter_names(checkpoint: Checkpoint) -> list[str]:
-    """Names of the network's parameters."""
-    if checkpoint.sidecar.optimizer:
-        return [name for group in checkpoint.sidecar.optimizer.groups for name in group.params]
-    return [name for name in checkpoint.weights if name not in set(checkpoint.sidecar.cost.buffers)]
 
 
 def at(training: Training, epoch: int) -> Training:
@@ -78,7 +71,7 @@ def scratch_run(options: ScratchOptions, source: Checkpoint, ratio: float) -> Ru
     rate = training.lr if name == optimizer.name else recipe.DEFAULTS[name]["lr"]
     given = dataclasses.replace(options, epochs=epochs, lr=options.lr or rate)
     base: Sidecar = msgspec.structs.replace(source.sidecar, training=training, optimizer=optimizer)
-    run, settings = recipe.begin(given, parameter_names(source), base)
+    run, settings = recipe.begin(given, source.trained, base)
     if any(getattr(options, name) is not None for name in SCHEDULE_OPTIONS):
         run.schedule = recipe.schedule(given, training.schedule.kind, run.lr)
     else:

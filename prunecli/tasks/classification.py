@@ -40,7 +40,7 @@ class Classification:
 
 
 def heads(output: Any) -> list[Tensor]:
-    """The logits of every head that has any: torchvision's GoogLeNet and Inception return named tuples in train mode."""
+    """The logits of every head: torchvision's GoogLeNet and Inception return named tuples in train mode."""
     if isinstance(output, Tensor):
         return [output]
     return [head for head in output if head is not None]

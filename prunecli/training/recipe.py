@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
+from prunecli.checkpoint import Checkpoint
 from prunecli.options import Recipe
 from prunecli.options.values import parse_numbers
-from prunecli.sidecar import Optimizer, ParamGroup, Schedule, Sidecar, Training
+from prunecli.sidecar import Metrics, Optimizer, ParamGroup, Schedule, Sidecar, Training
 from prunecli.training.schedule import factor
 
 NAMES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
@@ -53,6 +54,17 @@ def begin(options: Recipe, names: list[str], base: Sidecar | None = None) -> tup
     return training, Optimizer(name=name, groups=[ParamGroup(params=names, options=settings)])  # type: ignore[arg-type]
 
 
+def begin_again(checkpoint: Checkpoint, options: Recipe, *, carry: bool = False) -> Training:
+    """Turn `checkpoint` into the beginning of a new run, and return that; `carry` keeps its optimizer's state."""
+    sidecar = checkpoint.sidecar
+    old = sidecar.optimizer
+    sidecar.training, sidecar.optimizer = begin(options, checkpoint.trained, sidecar)
+    if carry and old and old.name == sidecar.optimizer.name:
+        sidecar.optimizer.state = old.state
+    sidecar.metrics = Metrics(split=sidecar.metrics.split)
+    return sidecar.training
+
+
 def schedule(options: Recipe, kind: str, lr: float) -> Schedule:
     """The schedule that the options describe, `kind` when they name none."""
     default = Schedule()
@@ -68,7 +80,7 @@ def schedule(options: Recipe, kind: str, lr: float) -> Schedule:
 
 
 def last_rate(training: Training) -> float:
-    """The rate with which the last epoch of a run began; after a cosine, which ends at nothing, a tenth of its base rate."""
+    """The rate with which the last epoch of a run began; after a cosine, which ends at nothing, a tenth of its base."""
     if training.schedule.kind == "cosine":
         return training.lr * max(0.1, training.schedule.min_factor)
     return training.lr * factor(training.schedule, training.epochs, max(training.epochs - 1, 0))
