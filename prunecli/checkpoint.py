@@ -186,7 +186,7 @@ def _finite(tensors: Iterable[tuple[str, Tensor]], buffers: Collection[str], pat
 
 
 def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", trust: Collection[str] = ()) -> nn.Module:
-    """The network of a checkpoint, in eval mode; its tensors are the checkpoint's own, not copies, on the CPU.
+    """The network of a checkpoint, in eval mode; on the CPU its tensors have the checkpoint's memory, not copies.
 
     Raises `DamagedError` when the weights are not those of the architecture that the sidecar names, and what
     `models.build` raises for a name that is not known or not trusted.
@@ -263,7 +263,9 @@ def _assign(network: nn.Module, checkpoint: Checkpoint, path: str | Path) -> Non
         _check_slot(name, slot.old, tensor, checkpoint.sidecar, path)
         new = assigned.get(id(slot.old))
         if new is None:
-            new = nn.Parameter(tensor, slot.old.requires_grad) if isinstance(slot.old, nn.Parameter) else tensor
+            # an object of its own, with the same memory: what is cut from the network stays in the checkpoint
+            trainable = isinstance(slot.old, nn.Parameter)
+            new = nn.Parameter(tensor, slot.old.requires_grad) if trainable else tensor.detach()
             assigned[id(slot.old)] = new
         elif not torch.equal(new, tensor):
             raise DamagedError(f"{path}: {name} differs from the tensor that it is tied to", "restore the weights")

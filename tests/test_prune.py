@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from pruning import momentum, prune, write
 from prunecli import checkpoint as checkpoints
 from prunecli import measure
 from prunecli.commands.prune import run
-from prunecli.methods import METHODS
+from prunecli.methods import METHODS, units, weights
+from prunecli.methods.targets import Target
 from prunecli.options.prune import PruneOptions
 
 STRUCTURED = [name for name, method in METHODS.items() if method.structure == "units"]
@@ -189,6 +191,16 @@ def test_the_history_says_what_was_done(lenet: Path) -> None:
     assert not {"output", "checkpoint", "device"} & entry.options.keys()
     assert entry.cost["params"] == result.after["params"]
     assert entry.notes
+
+
+@pytest.mark.parametrize("structure", [units, weights])
+def test_a_checkpoint_in_memory_is_left_alone(resnet: Path, structure: Any) -> None:
+    source, untouched = checkpoints.load(resnet), checkpoints.load(resnet)
+    how = units.Units("l1", "local") if structure is units else weights.Weights("magnitude", "global")
+    structure.prune(source, how, Target(share=0.5))
+    assert source.sidecar == untouched.sidecar
+    for name, tensor in untouched.weights.items():
+        assert torch.equal(source.weights[name], tensor), name
 
 
 @pytest.mark.parametrize("method", ["random", "random-weights", "l1", "magnitude"])

@@ -58,6 +58,14 @@ def test_rounds_end_at_the_target(digits: Path, method: str, schedule: str) -> N
     assert not list(digits.parent.glob("*.partial.*"))
 
 
+@pytest.mark.parametrize(("method", "rounds"), [("l1", 2), ("bn-scale", 3), ("magnitude", 2)])
+def test_rounds_of_a_network_with_batch_norm_start_from_its_input(tmp_path: Path, method: str, rounds: int) -> None:
+    path = write(tmp_path, "resnet20")
+    result = prune(path, method=method, sparsity=0.5, rounds=rounds)
+    at_once = prune(path, "once", method=method, sparsity=0.5)
+    assert [row.after for row in result.rows] == [row.after for row in at_once.rows]
+
+
 def test_rounds_of_a_budget_meet_it(digits: Path) -> None:
     result = prune(digits, max_macs="40%", rounds=2, finetune_epochs=1, scope="global")
     assert 0.35 * result.before["macs"] < result.after["macs"] <= 0.4 * result.before["macs"]
