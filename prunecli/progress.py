@@ -8,11 +8,16 @@ from typing import Protocol, TextIO
 
 
 class Say(Protocol):
-    """Receives progress. `say(text)` is a line that stays; `say.status(text)` is replaced by whatever comes next."""
+    """Receives progress. `say(text)` is a line that stays; `say.status(text)` is replaced by whatever comes next.
+
+    `say.clear()` removes a status before anything else is printed.
+    """
 
     def __call__(self, text: str) -> None: ...
 
     def status(self, text: str) -> None: ...
+
+    def clear(self) -> None: ...
 
 
 class Silent:
@@ -22,6 +27,9 @@ class Silent:
         pass
 
     def status(self, text: str) -> None:
+        pass
+
+    def clear(self) -> None:
         pass
 
 
@@ -49,7 +57,6 @@ class Stderr:
             self.stream.flush()
 
     def clear(self) -> None:
-        """Remove the status line, before anything else is printed."""
         if self.dirty:
             self.stream.write("\r\x1b[2K")
             self.stream.flush()

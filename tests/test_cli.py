@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from prunecli.cli.app import COMMANDS
 from prunecli.cli.boundary import run
+from prunecli.errors import VerificationError
 
 TRAIN = ["train", "--arch", "lenet5", "--data", "digits", "--epochs", "0", "--threads", "1"]
 
@@ -86,6 +88,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
         ([*TRAIN, "-o", "x.safetensors", "--optimizer", "sdg"], 2, "'sgd'"),
         ([*TRAIN, "-o", "x.safetensors", "--schedule", "multistep"], 2, "--milestones"),
         ([*TRAIN, "-o", "x.safetensors", "--device", "cuda"], 2, "--device cpu"),
+        ([*TRAIN, "-o", "x.safetensors", "--device", "cuda:one"], 2, "--device cpu"),
         ([*TRAIN, "-o", "x.safetensors", "--keep", "9"], 2, "--keep"),
         ([*TRAIN, "-o", "x.safetensors", "--arch-arg", "width"], 2, "key=value"),
         ([*TRAIN, "-o", "x.safetensors", "--arch-arg", "width=3"], 2, "width"),
@@ -98,7 +101,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
 def test_bad_input_is_two_lines_and_the_right_code(
     arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if "cuda" in arguments:
+    if arguments[-1] == "cuda":
         import torch
 
         if torch.cuda.is_available():
@@ -149,6 +152,81 @@ def test_a_gate_that_is_not_met_fails_after_the_report(capsys: pytest.CaptureFix
     assert json.loads(captured.out)["checkpoints"][0]["params"] == 61_706
     assert captured.err.startswith("error: ")
     assert "params" in captured.err
+
+
+class Stubborn:
+    """A result whose text a signal breaks into, in code that catches everything."""
+
+    def __init__(self, number: signal.Signals, error: Exception | None) -> None:
+        self.number, self.error = number, error
+
+    def text(self) -> str:
+        try:
+            signal.raise_signal(self.number)
+        except BaseException as error:
+            if self.error is None:
+                raise
+            raise self.error from error
+        return ""
+
+
+@pytest.mark.parametrize("error", [None, ImportError("a module"), VerificationError("not so", "look")])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_two_lines_and_its_code_whatever_it_breaks_into(
+    number: signal.Signals,
+    error: Exception | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("prunecli.commands.report.run", lambda options, say: Stubborn(number, error))
+    before = signal.getsignal(number)
+    assert run(["report", "--schema"]) == 128 + number
+    assert error_lines(capsys)[0] == "error: interrupted"
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["prune", "export", "report"])
+def test_an_interrupted_command_leaves_nothing_behind(command: str, number: signal.Signals) -> None:
+    assert run([*TRAIN, "-o", "x.safetensors", "--quiet"]) == 0
+    arguments = {
+        "prune": ["--method", "l1", "--sparsity", "0.5", "-o", "y.safetensors"],
+        "export": ["-o", "y.onnx"],
+        "report": ["--latency", "--repeats", "1000000"],
+    }[command]
+    before = sorted(Path().iterdir())
+    # the signal comes from inside, when the checkpoint is read: work has begun and no output is there
+    code = (
+        "import signal, sys\n"
+        "from prunecli import encoding\n"
+        "from prunecli.cli.boundary import run\n"
+        "real = encoding.decode\n"
+        "def decode(raw):\n"
+        f"    signal.raise_signal({int(number)})\n"
+        "    return real(raw)\n"
+        "encoding.decode = decode\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    line = [sys.executable, "-c", code, command, "x.safetensors", *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + number
+    assert done.stderr.splitlines()[0] == "error: interrupted"
+    assert len(done.stderr.splitlines()) == 2
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("4 GiB"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 4 GiB")]
+)
+def test_out_of_memory_is_two_lines(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(options: object, say: object) -> None:
+        raise error
+
+    monkeypatch.setattr("prunecli.commands.report.run", fail)
+    assert run(["report", "--schema"]) == 1
+    assert "out of memory" in error_lines(capsys)[0]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,38 @@ def test_a_signal_saves_a_resumable_checkpoint_first(tmp_path: Path, number: sig
     assert not (tmp_path / "x.safetensors").exists()
 
 
+class PressAtScore(Silent):
+    """Presses Ctrl-C when an epoch is scored, which is when its line is said."""
+
+    def __init__(self, epoch: int) -> None:
+        self.line = f"epoch {epoch}/"
+
+    def __call__(self, text: str) -> None:
+        if text.startswith(self.line):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_signal_while_an_epoch_is_scored_stops_the_run(tmp_path: Path, epoch: int) -> None:
+    options = dataclasses.replace(TRAIN, keep="", output=str(tmp_path / "x.safetensors"))
+    with pytest.raises(Interrupted, match="end of epoch 2" if epoch == 2 else "epoch 2, step 0"):
+        prunecli.train(options, PressAtScore(epoch))
+    assert not (tmp_path / "x.safetensors").exists()
+    prunecli.train(dataclasses.replace(options, resume=True))
+    prunecli.train(dataclasses.replace(options, output=str(tmp_path / "whole.safetensors")))
+    assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: object) -> None:  # the second Ctrl-C while the first one's checkpoint is written
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("prunecli.training.saving.Saving.save", save)
+    with pytest.raises(KeyboardInterrupt):
+        prunecli.train(dataclasses.replace(TRAIN, keep="", output=str(tmp_path / "x.safetensors")), PressAtScore(1))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_diverging_run_says_where_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     options = dataclasses.replace(
         TRAIN, output=str(tmp_path / "x.safetensors"), lr=1e6, schedule="constant", warmup=0.5, save_every=1, epochs=9

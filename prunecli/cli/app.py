@@ -165,8 +165,11 @@ def _command(name: str, options: type[Any]) -> Callable[..., None]:
         values = read_config(config, name, {n: {f.name for f in fields(row.options)} for n, row in COMMANDS.items()})
         values |= {key: value for key, value in given.items() if value is not None and value != []}
         say = silent if quiet else Stderr()
-        result = import_module(f"prunecli.commands.{name}").run(_build(options, values), say)
-        emit(result, as_json, say)
+        try:
+            result = import_module(f"prunecli.commands.{name}").run(_build(options, values), say)
+        finally:
+            say.clear()
+        emit(result, as_json)
         if failure := getattr(result, "failure", None):  # a gate that was not met: shown, and failed nevertheless
             raise failure
 

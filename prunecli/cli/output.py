@@ -6,8 +6,6 @@ import json
 import sys
 from typing import Any, Protocol
 
-from prunecli.progress import Say
-
 
 class Result(Protocol):
     """What a command's function returns: `text()` for people, `data()` for programs."""
@@ -17,7 +15,6 @@ class Result(Protocol):
     def data(self) -> dict[str, Any]: ...
 
 
-def emit(result: Result, as_json: bool, say: Say) -> None:
+def emit(result: Result, as_json: bool) -> None:
     """Print a result."""
-    say.status("")
     sys.stdout.write((json.dumps(result.data(), indent=1) if as_json else result.text()).rstrip("\n") + "\n")

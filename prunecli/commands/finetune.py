@@ -23,6 +23,7 @@ def run(options: FinetuneOptions, say: Say = silent) -> Written:
     finished one, or any option that describes a run, begins a new run: by default 10 epochs at the last rate with a
     fresh optimizer (`carry` keeps the checkpoint's state).
     """
+    training.prepare(options)
     base = checkpoints.load(options.checkpoint)
     data = training.open_data(base.sidecar.data, options, _image_size(base.sidecar))
     base.sidecar.data = data.info

@@ -26,7 +26,6 @@ from prunecli.options import Execution, Recipe, parse_amount
 from prunecli.options.prune import PruneOptions
 from prunecli.progress import Say, silent
 from prunecli.sidecar import Metrics, Score, Sidecar, Step
-from prunecli.training.run import device_of
 
 # where a result goes and how it is computed, not what it is
 UNRECORDED = {f.name for f in fields(Execution)} | {
@@ -41,7 +40,7 @@ def run(options: PruneOptions, say: Say = silent) -> PruneResult:
     Raises `TargetError`, before any training, for a target that cannot be met, `UsageError` for options that mean
     nothing for this checkpoint, `Interrupted` after Ctrl-C or SIGTERM while fine-tuning, saved for `--resume`.
     """
-    device_of(options)
+    training.prepare(options)
     source = checkpoints.load(options.checkpoint)
     target = _target(options, source)
     outcome = _prune(source, options, target)  # whole at once: what cannot be met is refused here

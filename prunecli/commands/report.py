@@ -52,13 +52,13 @@ def _timings(rows: list[Row], options: ReportOptions) -> list[list[Timing]]:
 
     from prunecli.loading import load
     from prunecli.measure import latency
+    from prunecli.training.run import prepare
 
+    device = prepare(options)
     generator = torch.Generator().manual_seed(0)
     candidates = []
     for row in rows:
         network, _ = load(row.path, device=options.device, trust=options.trust)
         example = torch.randn(1, *row.sidecar.cost.input, generator=generator)
-        candidates.append((network.float(), example.to(options.device)))
-    return latency(
-        candidates, options.batches, threads=options.threads or torch.get_num_threads(), repeats=options.repeats
-    )
+        candidates.append((network.float(), example.to(device)))
+    return latency(candidates, options.batches, threads=torch.get_num_threads(), repeats=options.repeats)

@@ -26,7 +26,7 @@ from prunecli.retraining.recipe import original, scratch_run
 from prunecli.retraining.shape import Pruned, dense, sums_of, take_shape
 from prunecli.retraining.snapshot import at_start, cut_snapshot
 from prunecli.sidecar import Metrics
-from prunecli.training import describe, open_data
+from prunecli.training import describe, open_data, prepare
 from prunecli.training.run import derived_seed
 
 
@@ -54,6 +54,7 @@ def run(options: ScratchOptions, say: Say = silent) -> Scratched:
     With `epochs` 0 only the initial checkpoint is written, at the beginning of its budget's run. Raises `UsageError`
     for options that do not fit the checkpoints, `TargetError` when no network is as small as wanted.
     """
+    prepare(options)
     source = checkpoints.load(options.checkpoint)
     to = checkpoints.load(options.to) if options.to else None
     guide = checkpoints.load(options.guide) if options.guide else None

@@ -28,6 +28,7 @@ def run(options: TrainOptions, say: Say = silent) -> Written:
     Raises `UsageError` for options that mean nothing, `DamagedError` for damaged data or weights, `Interrupted` after
     Ctrl-C or SIGTERM, with the run saved for `--resume`.
     """
+    training.prepare(options)
     arguments = parse_pairs(options.arch_arg, "--arch-arg")
     data = _open(options, models.input_shape(options.arch, arguments))
     known = models.options(options.arch, options.trust)

@@ -3,8 +3,10 @@
 from prunecli.training.evaluate import evaluate
 from prunecli.training.fit import Hook, fit
 from prunecli.training.recipe import begin, begin_again, describe, recall
-from prunecli.training.run import Run
+from prunecli.training.run import Run, prepare
 from prunecli.training.saving import Saving
 from prunecli.training.source import open_data
 
-__all__ = ["Hook", "Run", "Saving", "begin", "begin_again", "describe", "evaluate", "fit", "open_data", "recall"]
+__all__ = [
+    "Hook", "Run", "Saving", "begin", "begin_again", "describe", "evaluate", "fit", "open_data", "prepare", "recall",
+]  # fmt: skip

@@ -65,6 +65,8 @@ def fit(
             if saving:
                 saving.snapshot(run)
                 saving.tick(run, epoch_over=True)
+            if signals.received:
+                raise _interrupted(run, saving, signals.received)
     return run.checkpoint()
 
 
@@ -128,7 +130,9 @@ def _score(run: Run, hooks: Sequence[Hook]) -> str:
 
 
 def _interrupted(run: Run, saving: Saving | None, number: int) -> Interrupted:
-    where = f"epoch {run.training.epoch + 1}, step {run.training.step}"
+    training = run.training
+    over = training.epoch == training.epochs
+    where = f"the end of epoch {training.epoch}" if over else f"epoch {training.epoch + 1}, step {training.step}"
     if saving is None:
         return Interrupted(f"interrupted at {where}", "nothing was written; run the command again", number)
     saving.save(run)

@@ -64,7 +64,7 @@ def start(checkpoint: Checkpoint, data: Dataset, execution: Execution) -> Run:
     sidecar = checkpoint.sidecar
     if sidecar.training is None or sidecar.optimizer is None:
         raise UsageError("checkpoint: describes no training run", "begin one: finetune with --epochs")
-    device = device_of(execution)
+    device = prepare(execution)
     network = build(checkpoint, device=str(device), trust=execution.trust)
     for tensor in [*network.parameters(), *network.buffers()]:
         # own memory, since the loaded tensors lie in a mapped file; channels last, since convolutions are faster so
@@ -103,14 +103,18 @@ def _is_like(value: Any, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
-def device_of(execution: Execution) -> torch.device:
-    """The device and thread count that `execution` asks for. Raises `UsageError` when the device is not there."""
+def prepare(execution: Execution) -> torch.device:
+    """Set the number of threads that `execution` asks for and return its device.
+
+    Raises `UsageError` when the device is not there.
+    """
     if execution.threads:
         torch.set_num_threads(execution.threads)
-    device = torch.device(execution.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {execution.device}: no CUDA device here", "use --device cpu")
-    return device
+    try:
+        return torch.empty(0, device=execution.device).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch built without CUDA
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--device {execution.device}: {reason}", "use --device cpu") from error
 
 
 def derived_seed(seed: int, *purpose: object) -> int:
