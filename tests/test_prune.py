@@ -13,11 +13,13 @@ import torch
 from pruning import momentum, prune, write
 
 from prunecli import checkpoint as checkpoints
-from prunecli import measure
+from prunecli import measure, models
+from prunecli.checkpoint import Checkpoint
 from prunecli.commands.prune import run
 from prunecli.methods import METHODS, units, weights
 from prunecli.methods.targets import Target
 from prunecli.options.prune import PruneOptions
+from prunecli.sidecar import Arch, Sidecar
 
 STRUCTURED = [name for name, method in METHODS.items() if method.structure == "units"]
 UNSTRUCTURED = [name for name, method in METHODS.items() if method.structure == "weights"]
@@ -154,6 +156,37 @@ def test_units_of_a_masked_network_and_weights_of_a_cut_one(lenet: Path) -> None
         checkpoints.build(found)(torch.zeros(1, *found.sidecar.cost.input))
     assert found.sidecar.masks
     assert found.sidecar.surgery.axes
+
+
+AUXILIARY = """
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(8, 10)
+        self.aux = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
+
+    def forward(self, x):
+        y = self.conv(x)
+        scores = self.fc(y.mean((2, 3)))
+        return (scores, self.aux(y)) if self.training else scores
+"""
+
+
+def test_heads_of_train_mode_are_cut_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its batch norm of one value a channel runs on no batch of one."""
+    (tmp_path / "auxiliary_net.py").write_text(AUXILIARY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    trust = ("auxiliary_net",)
+    arch = Arch(name="auxiliary_net:Network")
+    network = models.build(arch.name, {}, trust)
+    cost = measure.cost(network, torch.zeros(1, 1, 8, 8))
+    source = Checkpoint(network.state_dict(), Sidecar(arch=arch, cost=cost))
+    cut = units.prune(source, units.Units("l1", "local"), Target(share=0.5), trust=trust).checkpoint
+    scores, auxiliary = checkpoints.build(cut, trust=trust).train()(torch.randn(3, 1, 8, 8))
+    assert scores.shape == auxiliary.shape == (3, 10)
+    assert cut.weights["aux.3.weight"].shape == (10, 4)
 
 
 def test_a_dry_run_writes_nothing_and_tells_the_same(resnet: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import oracle
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from prunecli import models
-from prunecli.surgery import trace
+from prunecli.surgery import Plan, trace, verify
 
 
 def _inputs(name: str) -> tuple[torch.Tensor]:
@@ -27,6 +28,21 @@ def test_cut_equals_masked(name: str) -> None:
 @pytest.mark.parametrize("name", models.names())
 def test_dead_units_change_nothing(name: str) -> None:
     oracle.check_dead(models.build(name, {}), _inputs(name), seed=1)
+
+
+@pytest.mark.parametrize("name", ["lenet5-branches", "vgg11", "resnet20", "preresnet56", "densenet40", "wrn-16-8"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_any_plan_can_be_cut(name: str, seed: int) -> None:
+    """All units of a group but one may go, or one alone, in one block and not in the next."""
+    network, draw = models.build(name, {}), random.Random(seed)
+    structure = trace(network, *_inputs(name))
+    kept = {}
+    for group in structure.groups:
+        if group.prunable:
+            widths = [1, 1, group.units - 1, draw.randint(1, group.units), group.units]
+            kept[group.key] = sorted(draw.sample(range(group.units), draw.choice(widths)))
+    verify(network, structure, Plan(kept), *_inputs(name))
+    oracle.check_masking(network, _inputs(name), Plan(kept), seed=seed)
 
 
 def test_option_a_shortcuts_leave_the_padded_channels() -> None:

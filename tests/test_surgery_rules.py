@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunecli.surgery import trace
+from prunecli.errors import TargetError
+from prunecli.surgery import Plan, trace, verify
 
 
 class Net(nn.Module):
@@ -276,9 +277,7 @@ def test_norms_over_other_axes(norm: nn.Module) -> None:
 
 
 def test_a_layer_norm_over_channels_is_said_to_change_the_function() -> None:
-    network = Net(
-        lambda n, x: n.fc(n.norm(n.a(x))), a=nn.Linear(12, 8), norm=nn.LayerNorm(8), fc=nn.Linear(8, 4)
-    )
+    network = Net(lambda n, x: n.fc(n.norm(n.a(x))), a=nn.Linear(12, 8), norm=nn.LayerNorm(8), fc=nn.Linear(8, 4))
     structure = trace(network, TOKENS)
     assert "layer_norm in norm" in str(structure.group_of("a").changes_function)
     with pytest.raises(AssertionError):
@@ -306,3 +305,36 @@ def test_layers_never_called_and_heads_of_train_mode() -> None:
     assert ("aux.weight", 1) in {(m.tensor, m.axis) for m in structure.group_of("a").members}
     assert not network.training
     oracle.check_masking(network, (IMAGE,))
+
+
+def test_a_plan_whose_widths_meet_by_chance_in_the_code_is_refused() -> None:
+    def run(n: Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        z = n.b(y)
+        return pooled(n, z + y if z.shape == y.shape else z)
+
+    network = Net(run, a=conv(3, 8), b=conv(8, 12), fc=nn.Linear(12, 4))
+    structure = trace(network, IMAGE)
+    for kept in ({"b": range(6)}, {"b": [3]}, {"a": [1], "b": [3, 4]}, {"a": range(6), "b": range(8)}):
+        plan = Plan({key: list(units) for key, units in kept.items()})
+        verify(network, structure, plan, IMAGE)
+        oracle.check_masking(network, (IMAGE,), plan)
+    for kept in ({"b": range(8)}, {"a": range(6), "b": range(6)}):
+        plan = Plan({key: list(units) for key, units in kept.items()})
+        with pytest.raises(TargetError, match="add in the network itself does not follow"):
+            verify(network, structure, plan, IMAGE)
+
+
+@pytest.mark.parametrize("kept", [{"a": [0, 3]}, {"q": [0, 1]}])
+def test_a_plan_that_the_code_cannot_run_is_refused(kept: dict[str, list[int]]) -> None:
+    """The code works out the width of a head from its input's width, so that both are cut alike or not at all."""
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        return n.o(n.q(y).reshape(*y.shape[:2], 2, y.shape[2] // 2).mean(1).flatten(1))
+
+    network = Net(run, a=nn.Linear(12, 8), q=nn.Linear(8, 8), o=nn.Linear(8, 4))
+    structure = trace(network, TOKENS)
+    verify(network, structure, Plan({"a": [0, 1, 2, 3], "q": [0, 1]}), TOKENS)
+    with pytest.raises(TargetError, match=r"reshape|view"):
+        verify(network, structure, Plan(kept), TOKENS)

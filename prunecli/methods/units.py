@@ -48,10 +48,10 @@ def prune(
     """Cut `checkpoint` to `target`: weights, masks and optimizer state.
 
     `whole` holds the groups' sizes before the first of several rounds, which shares are of; without it, they are of
-    what there is. Raises `TargetError` when the target cannot be met.
+    what there is. Raises `TargetError` when the target cannot be met, or the network does not follow its widths.
     """
     network = checkpoints.build(checkpoint, trust=trust)
-    example = torch.zeros(1, *checkpoint.sidecar.cost.input)
+    example = torch.zeros(2, *checkpoint.sidecar.cost.input)  # two, for batch norms in train mode
     structure = surgery.trace(network, example)
     wanted = Wanted(how.only, how.skip, target.ratios)
     chosen = choose(structure, wanted)
@@ -68,6 +68,7 @@ def prune(
     ]
     notes = [*chosen.notes, *notes, *_remarks(chosen.groups, allocation, wanted)]
     plan = _plan(scores, allocation.widths)
+    surgery.verify(network, structure, plan, example)
     return Outcome(_cut(checkpoint, network, structure, plan, example), rows, notes)
 
 

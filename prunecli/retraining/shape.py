@@ -18,7 +18,7 @@ from prunecli.errors import UsageError
 from prunecli.measure import Totals, cost, totals
 from prunecli.retraining import sparsity, widths
 from prunecli.sidecar import Cost, Surgery
-from prunecli.surgery import Group, Plan, Structure, apply, replay, trace
+from prunecli.surgery import Group, Plan, Structure, apply, replay, trace, verify
 
 Masks = dict[str, Tensor]
 
@@ -30,6 +30,7 @@ class Pruned:
     checkpoint: Checkpoint
     structure: Structure
     cost: Cost  # of the dense network
+    example: Tensor  # a batch that it runs on
 
     @property
     def masks(self) -> Masks:
@@ -73,8 +74,8 @@ class Pruned:
 
 def dense(checkpoint: Checkpoint, network: nn.Module) -> Pruned:
     """`checkpoint` beside the structure of `network`, the dense network that it was cut from."""
-    example = torch.zeros(1, *checkpoint.sidecar.cost.input)
-    return Pruned(checkpoint, trace(network, example), cost(network, example))
+    example = torch.zeros(2, *checkpoint.sidecar.cost.input)  # two, for batch norms in train mode
+    return Pruned(checkpoint, trace(network, example), cost(network, example), example)
 
 
 def kept_units(group: Group, record: Surgery) -> int:
@@ -98,8 +99,9 @@ def take_shape(
     if shape == "same" or (masks and shape != "thin"):
         replay(network, record)
         return record, masks if shape == "same" else _masks(shape, pruned, guide, generator)
-    chosen = _widths(shape, pruned, guide, match)
-    return apply(network, pruned.structure, first_units(chosen)), {}
+    plan = first_units(_widths(shape, pruned, guide, match))
+    verify(network, pruned.structure, plan, pruned.example)
+    return apply(network, pruned.structure, plan), {}
 
 
 def _masks(shape: str, pruned: Pruned, guide: Pruned | None, generator: torch.Generator) -> Masks:

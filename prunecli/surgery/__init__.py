@@ -5,6 +5,6 @@ from __future__ import annotations
 from prunecli.surgery.record import apply_record, replay
 from prunecli.surgery.shrink import apply
 from prunecli.surgery.structure import Group, Member, Plan, Structure
-from prunecli.surgery.trace import trace
+from prunecli.surgery.trace import trace, verify
 
-__all__ = ["Group", "Member", "Plan", "Structure", "apply", "apply_record", "replay", "trace"]
+__all__ = ["Group", "Member", "Plan", "Structure", "apply", "apply_record", "replay", "trace", "verify"]

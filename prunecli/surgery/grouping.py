@@ -37,6 +37,8 @@ def structure_of(network: nn.Module, ledger: Ledger, parts: Components) -> Struc
         dense={name: tuple(t.shape) for name, t in own_tensors(network).items()},
         aliases=_aliases(network),
         whole_groups=dict(ledger.whole_groups),
+        ledger=ledger,
+        parts=parts,
     )
 
 

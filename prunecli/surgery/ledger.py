@@ -16,9 +16,13 @@ Axis = tuple[str, int]  # name of a parameter or buffer, axis
 
 
 class Ledger:
-    """Records ties; whatever follows from them is worked out once, at the end, by `components`."""
+    """Records ties; whatever follows from them is worked out once, at the end, by `components`.
 
-    def __init__(self) -> None:
+    `modes` are those in which the network runs, true for train mode.
+    """
+
+    def __init__(self, modes: tuple[bool, ...] = (False,)) -> None:
+        self.modes = modes
         self.axes: dict[Axis, Tensor] = {}
         self.roles: dict[Axis, str] = {}
         self.called: set[str] = set()

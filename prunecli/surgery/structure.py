@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunecli.errors import TargetError, UsageError, nearest
-from prunecli.surgery.ledger import Axis
+from prunecli.surgery.ledger import Axis, Components, Ledger
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Structure:
     `order` lists the layers whose weights make channels, in the order of their first call. `dense` has the shape of
     every parameter and saved buffer when it was traced; `aliases` maps further names of tied tensors to the first.
     `whole_groups` says of grouped convolutions whether they lose whole groups or the same positions of every group.
+    `ledger` and `parts` are the trace itself, with which runs of a cut network are compared.
     """
 
     groups: list[Group]
@@ -80,6 +81,8 @@ class Structure:
     dense: dict[str, tuple[int, ...]]
     aliases: dict[str, str]
     whole_groups: dict[str, bool]
+    ledger: Ledger = field(repr=False)
+    parts: Components = field(repr=False)
 
     @cached_property
     def by_key(self) -> dict[str, Group]:

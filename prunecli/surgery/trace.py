@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunecli.errors import UsageError
+from prunecli.errors import TargetError, UsageError
 from prunecli.surgery import shrink
 from prunecli.surgery.call import labels_of
 from prunecli.surgery.grouping import never_called, structure_of
-from prunecli.surgery.ledger import FIXED, Components, Ledger
+from prunecli.surgery.ledger import FIXED, Ledger
 from prunecli.surgery.mode import LabelMode, ValuesAskedError, label
 from prunecli.surgery.structure import Plan, Structure
 from prunecli.surgery.trial import Trial, trial_plan
 from prunecli.surgery.twin import META, inputs_on, twin_of
-
-Modes = tuple[bool, ...]
 
 
 def trace(network: nn.Module, *inputs: Any, train: bool = False) -> Structure:
@@ -30,36 +28,38 @@ def trace(network: nn.Module, *inputs: Any, train: bool = False) -> Structure:
     own weights instead. Then a copy with half of every group cut off runs, and whatever does not follow the cut is
     fixed, with the reason. Raises UsageError, naming the layer, when the network does not run on these inputs.
     """
-    modes: Modes = (False, True) if train else (False,)
-    ledger = _whole(network, inputs, modes)
+    ledger = _whole(network, inputs, (False, True) if train else (False,))
     if not train and never_called(network, ledger):
-        modes = (False, True)
-        ledger = _whole(network, inputs, modes)
+        ledger = _whole(network, inputs, (False, True))
     while True:
-        parts = ledger.components()
-        structure = structure_of(network, ledger, parts)
+        structure = structure_of(network, ledger, ledger.components())
         plan = trial_plan(structure)
-        if not plan.kept:
-            return structure
-        trial = Trial(ledger, parts, structure, plan)
-        broken = _tried(network, inputs, modes, trial, structure, plan)
+        broken = _broken(network, inputs, structure, plan) if plan.kept else []
         if not broken:
             return structure
         for nodes, why in broken:
-            _fix_groups(ledger, parts, structure, nodes, why)
+            _fix_groups(structure, nodes, why)
 
 
-def _whole(network: nn.Module, inputs: tuple[Any, ...], modes: Modes) -> Ledger:
+def verify(network: nn.Module, structure: Structure, plan: Plan, *inputs: Any) -> None:
+    """Run a copy of the network cut to `plan`. Raises TargetError where it does not follow.
+
+    The trace has tried one cut; code that compares widths may yet take another way where two of them happen to meet.
+    """
+    for _, why in _broken(network, inputs, structure, plan):
+        raise TargetError(f"these widths cannot be cut: {why}", "ask for other widths, or --skip that layer")
+
+
+def _whole(network: nn.Module, inputs: tuple[Any, ...], modes: tuple[bool, ...]) -> Ledger:
     """The ledger of the network as it is."""
     try:
-        return _run_on(META, network, inputs, modes)
+        return _run_on(META, network, inputs, Ledger(modes))
     except ValuesAskedError:
-        return _run_on(None, network, inputs, modes)
+        return _run_on(None, network, inputs, Ledger(modes))
 
 
-def _run_on(device: torch.device | None, network: nn.Module, inputs: tuple[Any, ...], modes: Modes) -> Ledger:
-    ledger = Ledger()
-    for train in modes:
+def _run_on(device: torch.device | None, network: nn.Module, inputs: tuple[Any, ...], ledger: Ledger) -> Ledger:
+    for train in ledger.modes:
         with torch.inference_mode():
             for _, why in _run(twin_of(network, device).train(train), inputs_on(inputs, device), ledger):
                 raise UsageError(
@@ -68,11 +68,10 @@ def _run_on(device: torch.device | None, network: nn.Module, inputs: tuple[Any, 
     return ledger
 
 
-def _tried(
-    network: nn.Module, inputs: tuple[Any, ...], modes: Modes, trial: Trial, structure: Structure, plan: Plan
-) -> list[tuple[Tensor, str]]:
+def _broken(network: nn.Module, inputs: tuple[Any, ...], structure: Structure, plan: Plan) -> list[tuple[Tensor, str]]:
     """Nodes that do not follow the cut, and why."""
-    for train in modes:
+    trial = Trial(structure, plan)
+    for train in trial.modes:
         with torch.inference_mode():
             twin = twin_of(network, META).train(train)
             shrink.apply(twin, structure, plan)
@@ -100,8 +99,9 @@ def _run(twin: nn.Module, inputs: tuple[Any, ...], ledger: Ledger) -> Iterable[t
     return []
 
 
-def _fix_groups(ledger: Ledger, parts: Components, structure: Structure, nodes: Tensor, why: str) -> None:
+def _fix_groups(structure: Structure, nodes: Tensor, why: str) -> None:
     """Fix every group that has a unit among these nodes, or all of them when none has."""
+    ledger, parts = structure.ledger, structure.parts
     units = {*parts.unit[nodes.reshape(-1)].tolist()}
     prunable = [group for group in structure.groups if group.prunable]
     owned = [{u for axis in g.outputs for u in parts.unit[ledger.axes[axis]].tolist()} - {FIXED} for g in prunable]

@@ -11,33 +11,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunecli.surgery.ledger import FIXED, Components, Ledger
+from prunecli.surgery.ledger import FIXED, Axis, Ledger
 from prunecli.surgery.structure import Plan, Structure
 
 
 class Trial(Ledger):
-    """A ledger that checks against the finished one of the whole network.
+    """A ledger that checks a run after `plan` against the finished one of the whole network.
 
     `broken` collects nodes that do not follow the cut, and why.
     """
 
-    def __init__(self, ledger: Ledger, parts: Components, structure: Structure, plan: Plan) -> None:
-        super().__init__()
+    def __init__(self, structure: Structure, plan: Plan) -> None:
+        super().__init__(structure.ledger.modes)
         self.broken: list[tuple[Tensor, str]] = []
-        self.whole_groups = dict(ledger.whole_groups)
+        self.whole_groups = dict(structure.whole_groups)
+        self.answers = list(structure.ledger.answers)
         self._keep = structure.keep_masks(plan)
-        self.answers = list(ledger.answers)
-        self._parts = parts
-        self._whole = ledger
-        self._stays = torch.ones_like(parts.unit, dtype=torch.bool)
+        self._parts = structure.parts
+        self._whole = structure.ledger
+        self._stays = torch.ones_like(self._parts.unit, dtype=torch.bool)
         for axis in (axis for key in plan.kept for axis in structure.by_key[key].outputs):
-            self._stays[parts.unit[ledger.axes[axis]]] = False
+            self._stays[self._parts.unit[self._whole.axes[axis]]] = False
         self._stays[FIXED] = True
+        left = [torch.unique(self._left(axis)) for axis in self._keep]
+        self._lone = torch.cat([torch.zeros(0, dtype=torch.int64), *(units for units in left if len(units) == 1)])
 
     def axis(self, tensor: str, axis: int, length: int) -> Tensor:
-        """Units of the slices that are left."""
-        units = self._parts.root[self._whole.axes[tensor, axis]]
-        return units[self._keep[tensor, axis]] if (tensor, axis) in self._keep else units
+        """Units of the slices that are left; a unit that is alone on some axis has no label to follow anywhere."""
+        units = self._left((tensor, axis))
+        return torch.where(torch.isin(units, self._lone), FIXED, units)
+
+    def _left(self, axis: Axis) -> Tensor:
+        units = self._parts.root[self._whole.axes[axis]]
+        return units[self._keep[axis]] if axis in self._keep else units
 
     def tie(self, first: Tensor, second: Tensor, why: str) -> None:
         """Units at equal places must be the same, or both stay."""
@@ -62,8 +68,5 @@ class Trial(Ledger):
 
 
 def trial_plan(structure: Structure) -> Plan:
-    """Every other unit goes, where two units and two slices of each axis stay: one alone has no label to follow."""
-    plan = Plan({g.key: list(range(1, g.units, 2 if g.units > 3 else 1)) for g in structure.groups if g.units >= 3})
-    shapes = structure.shapes(plan)
-    narrow = {g.key for g in structure.groups if any(shapes[m.tensor][m.axis] < 2 for m in g.members)}
-    return Plan({key: kept for key, kept in plan.kept.items() if key not in narrow})
+    """Every other unit goes; of three one, since a unit that is left alone shows little."""
+    return Plan({g.key: list(range(1, g.units, 2 if g.units != 3 else 1)) for g in structure.groups if g.prunable})
