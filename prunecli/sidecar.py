@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 FORMAT: Final = 1
+MAX_EXAMPLE: Final = 2**28  # elements: examples are made of this shape, so it bounds what a sidecar can ask for
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -236,6 +237,10 @@ class Training(Strict, kw_only=True):
     rng: dict[Name, Array] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if len(self.totals) not in (0, 2):
+            raise ValueError(f"{len(self.totals)} totals, expected a loss and a number of examples, or none")
+
 
 class Score(Strict, kw_only=True):
     """A measurement.
@@ -254,27 +259,29 @@ class EpochLog(Strict, kw_only=True):
     epoch: Its number, from 1.
     lr: Learning rate of its last step.
     train: Running values on the training split (`loss`).
-    test: Scores after the epoch on the split that `metrics.split` names.
+    score: Scores after the epoch on the split that `metrics.split` names.
     """
 
     epoch: Count
     lr: float
     train: dict[str, float]
-    test: dict[str, float] | None = None
+    score: dict[str, float] | None = None
 
 
 class Metrics(Strict, kw_only=True):
     """Scores of the run that made these weights.
 
-    split: Split on which `last`, `best` and the curve's `test` were measured.
+    split: Split on which `last`, `best` and the curve's scores were measured.
     last: Scores of the weights in this file; null when they were not measured.
     best: Scores of the best epoch, whose weights are not kept unless it is the last; null when there was none.
+    test: Scores on the test split of the weights in this file, where `split` is another; null when not measured.
     curve: An entry for each epoch of the run.
     """
 
     split: Literal["test", "val"] = "test"
     last: Score | None = None
     best: Score | None = None
+    test: Score | None = None
     curve: list[EpochLog] = field(default_factory=list)
 
 
@@ -312,6 +319,10 @@ class Cost(Strict, kw_only=True):
     positions: dict[Name, Count] = field(default_factory=dict)
     other_macs: Count = 0
     buffers: list[Name] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 1 <= math.prod(self.input) <= MAX_EXAMPLE:
+            raise ValueError(f"an example of shape {self.input} has no elements, or more than {MAX_EXAMPLE}")
 
 
 class Sidecar(Strict, kw_only=True):

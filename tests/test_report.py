@@ -38,7 +38,7 @@ def write(path, network, *, top1=None, history=(), **parts):
     metrics = Metrics()
     if top1 is not None:
         curve = [
-            EpochLog(epoch=e, lr=0.1, train={"loss": 2 / e, "top1": top1}, test={"loss": 1 / e, "top1": top1 * e / 3})
+            EpochLog(epoch=e, lr=0.1, train={"loss": 2 / e, "top1": top1}, score={"loss": 1 / e, "top1": top1 * e / 3})
             for e in (1, 2, 3)
         ]
         metrics = Metrics(last=score(3, top1), best=score(2, top1), curve=curve)
@@ -124,6 +124,26 @@ def test_numbers_of_dense_cut_and_masked(folder):
     assert [layer["name"] for layer in cut["layers"]] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
     assert cut["layers"][1]["shape"] == (16, 4, 5, 5)
     assert cut["layers"][1]["original_shape"] == (16, 6, 5, 5)
+
+
+def test_validation_scores_are_shown_apart_from_those_on_the_test_split(folder, tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "held.safetensors"
+    write(path, models.build("lenet5", {"num_classes": 10}), top1=0.93)
+    loaded = checkpoints.load(path)
+    loaded.sidecar.metrics.split, loaded.sidecar.metrics.test = "val", score(3, 0.91)
+    checkpoints.save(loaded, path)
+    made = run(ReportOptions(checkpoints=(str(path), str(folder / "base.safetensors")), fail_under=("test_top1=0.92",)))
+    held, base = made.data()["checkpoints"]
+    assert (held["split"], held["top1"], held["test_top1"]) == ("val", 0.93, 0.91)
+    assert held["test"] == {"epoch": 3, "top1": 0.91, "loss": pytest.approx(0.27)}
+    assert (base["split"], base["top1"], base["test_top1"], base["test"]) == ("test", 0.98, 0.98, None)
+    assert "held.safetensors: test_top1 0.91 is below 0.92" in made.failure.message
+    assert "base" not in made.failure.message
+    line = next(line for line in render(made, width=200, color=False).splitlines() if line.strip().startswith("held"))
+    assert "93.00 %" in line
+    assert "91.00 %" in line
+    assert "on test" not in render(report(folder, "base"), width=200, color=False)
 
 
 def test_parents_are_found_by_hash(folder):

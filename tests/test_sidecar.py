@@ -112,6 +112,7 @@ def test_sidecars_are_valid_under_the_json_schema() -> None:
         (["format"], 2), (["unknown"], 1), (["weights", "sha256"], "abc"), (["weights", "size"], -1),
         (["weights", "file"], "../x"), (["weights", "file"], ""), (["arch", "name"], ""), (["arch", "args"], [1]),
         (["data", "shape"], [1, 32]), (["data", "std"], [0]), (["data", "classes"], 0), (["cost", "input"], [-1]),
+        (["cost", "input"], [0, 32, 32]), (["cost", "input"], [3, 2**20, 2**20]), (["training", "totals"], [1.0]),
         (["cost", "positions", "w"], 1.5), (["cost", "positions", "w"], 10**30), (["masks", "w", "shape"], [9]),
         (["masks", "w", "bits"], "/w=="), (["masks", "w", "bits"], "*"), (["masks", "w", "shape"], [10**6] * 9),
         (["surgery", "index", 0, "kept"], [2, 0]), (["surgery", "index", 0, "kept"], [0, 4]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import signal
 import subprocess
 import sys
@@ -228,7 +229,7 @@ def test_the_whole_accuracy_is_recorded_with_its_split(base: Path) -> None:
     assert metrics.last is not None
     assert metrics.best is not None
     assert len(metrics.curve) == 4
-    assert metrics.best.values["top1"] == max(log.test["top1"] for log in metrics.curve if log.test)
+    assert metrics.best.values["top1"] == max(log.score["top1"] for log in metrics.curve if log.score)
     network, loaded = prunecli.load(base)
     from prunecli import training
 
@@ -239,9 +240,21 @@ def test_the_whole_accuracy_is_recorded_with_its_split(base: Path) -> None:
 def test_validation_examples_are_held_out_and_named(tmp_path: Path) -> None:
     prunecli.train(dataclasses.replace(TRAIN, output=str(tmp_path / "x.safetensors"), epochs=1, keep="", val=0.25))
     sidecar = checkpoints.load(tmp_path / "x.safetensors").sidecar
-    assert sidecar.metrics.split == "val"
+    metrics = sidecar.metrics
+    assert metrics.split == "val"
     assert sidecar.data is not None
     assert sidecar.data.val == 0.25
+    assert metrics.last is not None
+    assert metrics.test is not None
+    assert metrics.test.values != metrics.last.values
+    network, _ = prunecli.load(tmp_path / "x.safetensors")
+    from prunecli import training
+
+    data = training.open_data(sidecar.data, FinetuneOptions(checkpoint="", output="y.safetensors"), (1, 32, 32))
+    assert data.val is not None
+    for split, score in ((data.val, metrics.last), (data.test, metrics.test)):
+        assert training.evaluate(network, split) == pytest.approx(score.values)
+    assert sidecar.history[-1].score == metrics.last.values
 
 
 def test_mixed_precision_trains_and_keeps_fp32_weights(tmp_path: Path) -> None:
@@ -264,6 +277,23 @@ def test_init_takes_weights_of_other_programs(base: Path, tmp_path: Path, suffix
     )
     written = checkpoints.load(tmp_path / "x.safetensors").weights
     assert all(torch.equal(written[name], weights[name]) for name in weights)
+
+
+def test_the_history_tells_how_to_do_a_step_again(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "given.safetensors").write_bytes(base.read_bytes())
+    prunecli.train(
+        dataclasses.replace(
+            TRAIN, init=str(tmp_path / "given.safetensors"), epochs=0, keep="", val=0.5, arch_arg=("num_classes=10",),
+            data_arg=("pad=1",), seed=7, output=str(tmp_path / "x.safetensors"),
+        )
+    )  # fmt: skip
+    (step,) = checkpoints.load(tmp_path / "x.safetensors").sidecar.history
+    assert step.options["arch"] == "lenet5"
+    assert step.options["arch_arg"] == ["num_classes=10"]
+    assert step.options["init"] == hashlib.sha256(base.read_bytes()).hexdigest()
+    assert step.options["data"] == {"name": "digits", "dir": None, "args": {"pad": 1}, "val": 0.5}
+    assert step.options["training"]["seed"] == 7
+    assert str(tmp_path) not in (tmp_path / "x.json").read_text()
 
 
 def test_init_of_another_network_names_the_difference(base: Path, tmp_path: Path) -> None:

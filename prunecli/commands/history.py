@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import torch
 
 import prunecli
 from prunecli.checkpoint import Checkpoint
 from prunecli.measure import totals
-from prunecli.sidecar import Step
+from prunecli.sidecar import Data, Sidecar, Step
 
 
 def step(
@@ -24,6 +25,18 @@ def step(
         cost={key: float(value) for key, value in measured.items()},
         notes=list(notes),
     )
+
+
+def data_used(data: Data) -> dict[str, Any]:
+    """The data that a step trains on, as its options record it."""
+    return {"name": data.name, "dir": data.dir, "args": data.args, "val": data.val}
+
+
+def scored(sidecar: Sidecar) -> list[Step]:
+    """The history with the scores that its last step ended with."""
+    *before, last = sidecar.history
+    score = sidecar.metrics.last
+    return [*before, msgspec.structs.replace(last, score=score.values if score else {})]
 
 
 def measured(checkpoint: Checkpoint) -> dict[str, int]:

@@ -13,9 +13,9 @@ from prunecli.allocate.counts import RoundSchedule
 from prunecli.allocate.patterns import parse_ratios
 from prunecli.allocate.widths import Scope
 from prunecli.checkpoint import Checkpoint
-from prunecli.commands.history import measured, step
+from prunecli.commands.history import data_used, measured, scored, step
 from prunecli.commands.pruned import PruneResult, sums
-from prunecli.data import Dataset
+from prunecli.data import Dataset, Split
 from prunecli.errors import PruneError, UsageError
 from prunecli.methods import METHODS, units, weights
 from prunecli.methods.outcome import Outcome
@@ -46,6 +46,8 @@ def run(options: PruneOptions, say: Say = silent) -> PruneResult:
     outcome = _prune(source, options, target)  # whole at once: what cannot be met is refused here
     unscored: list[str] = []
     data = _data(options, source.sidecar, unscored)
+    if data:
+        source.sidecar.data = outcome.checkpoint.sidecar.data = data.info
     if options.rounds > 1 or options.finetune_epochs:
         outcome = _in_rounds(source, options, target, outcome, data, say)
     result = outcome.checkpoint
@@ -53,6 +55,7 @@ def run(options: PruneOptions, say: Say = silent) -> PruneResult:
         result.sidecar.metrics = _score(result, options, data)
     entry = _entry(options, source, measured(result), outcome.notes)
     result.sidecar.history = [*source.sidecar.history, entry]
+    result.sidecar.history = scored(result.sidecar)
     for note in (notes := [*outcome.notes, *unscored]):
         say(f"warning: {note}")
     if options.dry_run:
@@ -98,26 +101,25 @@ def _in_rounds(
 ) -> Outcome:
     """Prune to rising targets, each time followed by fine-tuning; `at_once` is the outcome without rounds."""
     now = measured(source)
-    goals = in_rounds(target, options.rounds, cast(RoundSchedule, options.round_schedule), now["macs"], now["params"])
+    params = now["nonzero_params" if options.structure == "weights" else "params"]
+    goals = in_rounds(target, options.rounds, cast(RoundSchedule, options.round_schedule), now["macs"], params)
     whole = {row.name: row.before for row in at_once.rows}
     saving = training.Saving(Path(options.output))
-    entry = _entry(options, source, {}, [])
-    unfinished = _unfinished(saving.partial, source, entry, say) if options.resume else None
-    resumed = _round(unfinished) if unfinished else 0
-    current, notes, rows = source, list[str](), at_once.rows
-    for number, goal in enumerate(goals, 1):
-        if number < resumed:
-            continue
+    current, first, notes, rows = source, 1, list[str](), at_once.rows
+    unfinished = _unfinished(saving.partial, source, options, say) if options.resume else None
+    if unfinished:
+        current, first, notes = unfinished, _round(unfinished), list(unfinished.sidecar.history[-1].notes)
+    for number, goal in enumerate(goals[first - 1 :], first):
         # The unfinished round is pruned already: pruning it again takes nothing, and tells its widths.
-        outcome = _prune(unfinished if unfinished and number == resumed else current, options, goal, whole)
-        current, rows = outcome.checkpoint, outcome.rows
-        notes += [note for note in outcome.notes if note not in notes]
+        outcome = _prune(current, options, goal, whole)
+        rows = outcome.rows
+        if current is not unfinished:
+            current = outcome.checkpoint
+            notes += [note for note in outcome.notes if note not in notes]
         if options.finetune_epochs:
             assert data is not None
-            if unfinished and number == resumed:
-                current = unfinished
-            else:
-                current.sidecar.history = [*source.sidecar.history, entry]
+            if current is not unfinished:
+                current.sidecar.history = [*source.sidecar.history, _entry(options, source, {}, notes)]
                 _begin(current, options, number)
             say(f"round {number} of {options.rounds}")
             current = training.fit(current, data, options, saving=saving, say=say)
@@ -134,16 +136,18 @@ def _begin(checkpoint: Checkpoint, options: PruneOptions, number: int) -> None:
 
 
 def _round(unfinished: Checkpoint) -> int:
-    training = unfinished.sidecar.training
-    return int(training.method.get(ROUND, 0)) if training else 0
+    number = unfinished.sidecar.training.method.get(ROUND) if unfinished.sidecar.training else None
+    return number if isinstance(number, int) else 0
 
 
-def _unfinished(partial: Path, source: Checkpoint, entry: Step, say: Say) -> Checkpoint | None:
+def _unfinished(partial: Path, source: Checkpoint, options: PruneOptions, say: Say) -> Checkpoint | None:
     """The interrupted fine-tuning of this very command, if there is one. Raises `UsageError` if it is another's."""
     if not files.exists(partial):
         return None
     found = checkpoints.load(partial)
-    if not _round(found) or found.sidecar.history != [*source.sidecar.history, entry]:
+    notes = found.sidecar.history[-1].notes if found.sidecar.history else []
+    history = [*source.sidecar.history, _entry(options, source, {}, notes)]
+    if _round(found) not in range(1, options.rounds + 1) or found.sidecar.history != history:
         raise UsageError(
             f"--resume: {partial} is not an interrupted run of this command", "give its options, or leave --resume out"
         )
@@ -153,6 +157,10 @@ def _unfinished(partial: Path, source: Checkpoint, entry: Step, say: Say) -> Che
 
 def _entry(options: PruneOptions, source: Checkpoint, cost: dict[str, int], notes: list[str]) -> Step:
     recorded = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in UNRECORDED}
+    if options.ratios:  # as they are, not the name of the file that they came from
+        recorded["ratios"] = ",".join(f"{pattern}={share:g}" for pattern, share in parse_ratios(options.ratios).items())
+    if options.finetune_epochs and source.sidecar.data:
+        recorded["data"] = data_used(source.sidecar.data)
     return step("prune", recorded, parent=source.sha256, measured=cost, notes=tuple(notes))
 
 
@@ -178,6 +186,11 @@ def _score(checkpoint: Checkpoint, options: PruneOptions, data: Dataset | None) 
     if data is None:
         return Metrics(split=sidecar.metrics.split)
     network = checkpoints.build(checkpoint, device=options.device, trust=options.trust)
-    values = training.evaluate(network, data.val or data.test, device=options.device, task=sidecar.task)
-    score = Score(epoch=sidecar.training.epoch if sidecar.training else 0, values=values)
-    return Metrics(split="val" if data.val else "test", last=score, best=score)
+    epoch = sidecar.training.epoch if sidecar.training else 0
+
+    def score(split: Split) -> Score:
+        return Score(epoch=epoch, values=training.evaluate(network, split, device=options.device, task=sidecar.task))
+
+    last = score(data.val or data.test)
+    test = score(data.test) if data.val else None
+    return Metrics(split="val" if data.val else "test", last=last, best=last, test=test)

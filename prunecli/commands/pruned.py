@@ -32,6 +32,7 @@ class PruneResult:
             "after": self.after,
             "split": metrics.split,
             "score": metrics.last.values if metrics.last else None,
+            "test": metrics.test.values if metrics.test else None,
             "groups": [asdict(row) for row in self.rows],
             "notes": self.notes,
         }
@@ -49,9 +50,10 @@ class PruneResult:
             left = self.after[key] / value if value else 1.0
             lines.append(f"  {key.replace('_', ' '):{width}}  {value:>10,} -> {self.after[key]:>10,}  ({left:.1%})")
         metrics = self.checkpoint.sidecar.metrics
-        if metrics.last:
-            scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.last.values.items())
-            lines.append(f"  {metrics.split}: {scores}")
+        for split, score in ((metrics.split, metrics.last), ("test", metrics.test)):
+            if score:
+                scores = ", ".join(f"{name} {value:.4f}" for name, value in score.values.items())
+                lines.append(f"  {split}: {scores}")
         return "\n".join(lines)
 
     def _differs(self, key: str) -> bool:

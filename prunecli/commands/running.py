@@ -9,7 +9,7 @@ from typing import Any
 from prunecli import checkpoint as checkpoints
 from prunecli import files, training
 from prunecli.checkpoint import Checkpoint
-from prunecli.commands.history import measured, step
+from prunecli.commands.history import data_used, measured, scored, step
 from prunecli.data import Dataset
 from prunecli.errors import PruneError, UsageError
 from prunecli.options import Recipe
@@ -38,6 +38,7 @@ class Written:
             "split": metrics.split,
             "last": metrics.last.values if metrics.last else None,
             "best": metrics.best.values if metrics.best else None,
+            "test": metrics.test.values if metrics.test else None,
             "notes": list(self.notes),
         }
 
@@ -49,10 +50,15 @@ class Written:
             lines.append(
                 f"  masked: {data['nonzero_params']:,} parameters left, {data['effective_macs']:,} effective MACs"
             )
-        for name, score in (("last", metrics.last), ("best", metrics.best)):
+        scores = (
+            ("last", metrics.split, metrics.last),
+            ("best", metrics.split, metrics.best),
+            ("last", "test", metrics.test),
+        )
+        for name, split, score in scores:
             if score:
                 shown = ", ".join(f"{key} {value:.4f}" for key, value in score.values.items())
-                lines.append(f"  {name} (epoch {score.epoch}, {metrics.split}): {shown}")
+                lines.append(f"  {name} (epoch {score.epoch}, {split}): {shown}")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
@@ -62,6 +68,7 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
     assert sidecar.training is not None and sidecar.optimizer is not None  # noqa: PT018  # the callers begin runs
     recorded = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in UNRECORDED}
     run = training.describe(sidecar.training, sidecar.optimizer)
+    run["data"] = data_used(data.info)
     entry = step(command, recorded | run, parent=initial.sha256, measured=measured(initial))
     sidecar.history = [*sidecar.history, entry]
     saving = training.Saving(Path(options.output), options.kept_epochs, options.save_every)
@@ -73,6 +80,7 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
     if options.resume and start is None and (done := _finished(saving.output, sidecar)):
         return Written(done, ("already complete: nothing to resume",))
     result = training.fit(start or initial, data, options, saving=saving, say=say)
+    result.sidecar.history = scored(result.sidecar)
     result.path, result.sha256 = saving.output, checkpoints.save(result, saving.output)
     files.remove(saving.partial)
     return Written(result)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +48,9 @@ def run(options: TrainOptions, say: Say = silent) -> Written:
         optimizer=optimizer,
     )
     weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    if options.init:  # in the history, files are known by their content
+        with Path(options.init).open("rb") as file:
+            options = replace(options, init=hashlib.file_digest(file, "sha256").hexdigest())
     return carry_out("train", Checkpoint(weights=weights, sidecar=sidecar), data, options, say)
 
 

@@ -38,7 +38,8 @@ def _told(options: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in told.items()
-        if not (value is None or value is False or value in ("", {}) or isinstance(value, list) or _is_file(value))
+        if not (key == "dir" or value is None or value is False or value in ("", {}))
+        and not (isinstance(value, list) or _is_file(value))
     }
 
 

@@ -74,6 +74,8 @@ def overview(rows: Sequence[Row]) -> list[Column]:
     if scored:
         columns.append(Column("top-1 last", lambda row: accuracy(row.metrics()["top1"])))
         columns.append(Column("best", lambda row: accuracy(row.metrics()["best_top1"]), 7))
+    if any(row.sidecar.metrics.test for row in rows):
+        columns.append(Column("on test", lambda row: accuracy(row.metrics()["test_top1"])))
     return columns
 
 

@@ -11,9 +11,9 @@ from prunecli.reporting.row import Row
 
 METRICS = (
     "params", "nonzero", "macs", "effective_macs", "flops", "sparsity", "sparsity_all", "bytes", "compressed",
-    "top1", "loss", "best_top1", "latency", "latency_pytorch",
+    "top1", "loss", "best_top1", "test_top1", "latency", "latency_pytorch",
 )  # fmt: skip
-SHARES = ("sparsity", "sparsity_all", "top1", "best_top1")  # 97% is 0.97
+SHARES = ("sparsity", "sparsity_all", "top1", "best_top1", "test_top1")  # 97% is 0.97
 OF_ORIGINAL = ("params", "nonzero", "macs", "effective_macs", "flops")  # 50% is half of the network before any cut
 
 

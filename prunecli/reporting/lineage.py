@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,8 @@ SHOWN = (
     "finetune_epochs", "regime", "shape", "budget", "init", "epochs", "optimizer", "lr", "schedule", "seed",
 )  # fmt: skip
 USUAL = {"round_to": 1, "rounds": 1, "finetune_epochs": 0, "schedule": "constant", "seed": 0, "shape": "same"}
+
+SHA256 = re.compile("[0-9a-f]{64}")
 
 Identity = tuple[str | None, int]
 
@@ -67,6 +70,8 @@ def _link(step: Step, name: str | None) -> Link:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, str) and SHA256.fullmatch(value):
+        return value[:8]
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -40,7 +40,12 @@ class Report:
                 if any(r.sidecar.metrics.best for r in self.rows)
                 else ""
             )
-            notes.append(f"Accuracy is on the {' and '.join(splits)} split{chosen}.")
+            test = (
+                " (“on test”: the last weights on the test split)"
+                if any(r.sidecar.metrics.test for r in self.rows)
+                else ""
+            )
+            notes.append(f"Accuracy is on the {' and '.join(splits)} split{chosen}{test}.")
         if timing := next((t for row in self.rows for t in row.timings), None):
             threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
             notes.append(

@@ -51,12 +51,14 @@ class Row:
     def metrics(self) -> dict[str, float | None]:
         """The numbers that gates and tables know by name; None where a checkpoint has no such number.
 
-        `top1`, `best_top1` (0 to 1) and `loss` are on the split that `split` names; `latency_*` are milliseconds at the
+        `top1`, `best_top1` (0 to 1) and `loss` are on the split that `split` names, `test_top1` on the test split;
+        `latency_*` are milliseconds at the
         first batch size; everything else is a count, bytes, or a share from 0 to 1.
         """
         sums, scores = self.sums, self.sidecar.metrics
         last = scores.last.values if scores.last else {}
         best = scores.best.values if scores.best else {}
+        test = scores.test.values if scores.test else last if scores.split == "test" else {}
         first: dict[str, float] = {}
         for timing in self.timings:
             first.setdefault(timing.backend, timing.median_ms)
@@ -73,6 +75,7 @@ class Row:
             "top1": last.get("top1"),
             "loss": last.get("loss"),
             "best_top1": best.get("top1"),
+            "test_top1": test.get("top1"),
             "latency": first.get("onnxruntime"),
             "latency_pytorch": first.get("pytorch"),
         }
@@ -96,6 +99,7 @@ class Row:
             "split": sidecar.metrics.split,
             "last": _score(sidecar.metrics.last),
             "best": _score(sidecar.metrics.best),
+            "test": _score(sidecar.metrics.test),
             "timings": [asdict(timing) for timing in self.timings],
             "parent": self.parent,
             "lineage": [link.data() for link in self.lineage],

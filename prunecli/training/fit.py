@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from prunecli.checkpoint import Checkpoint
-from prunecli.data import Dataset, Order
+from prunecli.data import Dataset, Order, Split
 from prunecli.errors import Interrupted, PruneError
 from prunecli.options import Execution
 from prunecli.progress import Say, silent
@@ -67,6 +67,8 @@ def fit(
                 saving.tick(run, epoch_over=True)
             if signals.received:
                 raise _interrupted(run, saving, signals.received)
+    if run.data.val:
+        run.metrics.test = Score(epoch=training.epoch, values=_evaluate(run, run.data.test))
     return run.checkpoint()
 
 
@@ -108,15 +110,12 @@ def _score(run: Run, hooks: Sequence[Hook]) -> str:
     training, metrics = run.training, run.metrics
     for hook in hooks:
         hook.after_epoch(run)
-    split = run.data.val or run.data.test
-    scores = evaluate(
-        run.network, split, device=str(run.device), precision=training.precision, task=run.source.sidecar.task
-    )
+    scores = _evaluate(run, run.data.val or run.data.test)
     loss_sum, seen = training.totals or (0.0, 1.0)
     rate = run.optimizer.param_groups[0]["lr"]
     metrics.split = "val" if run.data.val else "test"
     metrics.curve.append(
-        EpochLog(epoch=training.epoch + 1, lr=rate, train={"loss": loss_sum / max(seen, 1.0)}, test=scores)
+        EpochLog(epoch=training.epoch + 1, lr=rate, train={"loss": loss_sum / max(seen, 1.0)}, score=scores)
     )
     metrics.last = Score(epoch=training.epoch + 1, values=scores)
     if metrics.best is None or run.task.better(scores, metrics.best.values):
@@ -127,6 +126,20 @@ def _score(run: Run, hooks: Sequence[Hook]) -> str:
         f"epoch {training.epoch}/{training.epochs}  lr {rate:.3g}  train loss {loss_sum / max(seen, 1.0):.4f}  "
         f"{metrics.split} {shown}"
     )
+
+
+def _evaluate(run: Run, split: Split) -> dict[str, float]:
+    """Scores of the run's network. Raises `PruneError` when they are not finite."""
+    precision, task = run.training.precision, run.source.sidecar.task
+    scores = evaluate(run.network, split, device=str(run.device), precision=precision, task=task)
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            rate, epoch = run.optimizer.param_groups[0]["lr"], min(run.training.epoch + 1, run.training.epochs)
+            raise PruneError(
+                f"{name} is {value} on held-out examples after epoch {epoch}, learning rate {rate:g}",
+                "lower --lr or add --warmup; the last saved state is kept",
+            )
+    return scores
 
 
 def _interrupted(run: Run, saving: Saving | None, number: int) -> Interrupted:

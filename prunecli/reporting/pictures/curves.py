@@ -23,7 +23,7 @@ def curves(rows: Sequence[Row]) -> Picture | None:
             look = {"color": color(i), "marker": marker(i), "markersize": 5, "markevery": every, "lw": 1.6}
             losses = [(log.epoch, log.train["loss"]) for log in curve if "loss" in log.train]
             left.plot([epoch for epoch, _ in losses], [loss for _, loss in losses], label=row.name, **look)
-            scores = [(log.epoch, 100 * log.test["top1"]) for log in curve if log.test and "top1" in log.test]
+            scores = [(log.epoch, 100 * log.score["top1"]) for log in curve if log.score and "top1" in log.score]
             right.plot([epoch for epoch, _ in scores], [top1 for _, top1 in scores], **look)
         left.set_ylabel("training loss")
         positive = [y for line in left.lines for y in line.get_ydata() if y > 0]
