@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +114,52 @@ def test_an_interrupted_round_resumes_to_the_same_bytes(
     lines = [(digits.parent / f"{n}.json").read_text().replace(n, "X").splitlines() for n in ("straight", "resumed")]
     assert [a for a, b in zip(*lines, strict=True) if a != b and "checksum" not in a] == []
     assert not list(digits.parent.glob("*.partial.*"))
+
+
+KILLABLE = """
+import sys
+from prunecli.cli.boundary import main
+from prunecli.training import saving
+saving.EPOCH_SECONDS = 0.0  # saves after every epoch
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_process_resumes_to_the_same_bytes(digits: Path) -> None:
+    """Notes of earlier rounds are not lost, and pruning a pruned round again adds none."""
+    options = {"method": "l1", "sparsity": 0.95, "rounds": 3, "finetune_epochs": 3, "only": ("conv*",), "threads": 1}
+    straight = prune(digits, "straight", **options)
+    assert any("keeps one unit" in note for note in straight.notes)
+    output = digits.parent / "killed.safetensors"
+    command = [sys.executable, "-c", KILLABLE, "prune", str(digits), "-o", str(output), "--threads", "1"]
+    command += ["--method", "l1", "--sparsity", "0.95", "--rounds", "3", "--finetune-epochs", "3", "--only", "conv*"]
+    partial = output.with_suffix(".partial.json")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (partial.exists() and '"prune_round": 2' in partial.read_text()):
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not output.exists()
+    resumed = prune(digits, "killed", resume=True, **options)
+    assert resumed.notes == straight.notes
+    assert resumed.rows == straight.rows
+    names = ("straight", "killed")
+    first, second = ((digits.parent / f"{name}.safetensors").read_bytes() for name in names)
+    assert first == second
+    lines = [(digits.parent / f"{n}.json").read_text().replace(n, "X").splitlines() for n in names]
+    assert [a for a, b in zip(*lines, strict=True) if a != b and "checksum" not in a] == []
+
+
+def test_a_partial_run_with_a_made_up_round_is_refused(digits: Path) -> None:
+    options = {"method": "l1", "sparsity": 0.5, "finetune_epochs": 1}
+    made = checkpoints.load(Path(str(prune(digits, "made", **options).path)))
+    made.sidecar.history[-1].cost, made.sidecar.history[-1].score = {}, {}  # as while it was under way
+    assert made.sidecar.training
+    for number in (-1, 2, "one", None, 1):
+        made.sidecar.training.method = {"prune_round": number}
+        checkpoints.save(made, digits.parent / "made.partial.safetensors")
+        if number == 1:
+            prune(digits, "made", resume=True, **options)
+            return
+        with pytest.raises(UsageError, match="--resume"):
+            prune(digits, "made", resume=True, **options)
