@@ -30,6 +30,8 @@ def permute(call: Call) -> Layers:
         case "transpose" | "swapaxes" | "swapdims":
             first, second = (v for k, v in call.args.items() if k != "self")
             return tuple(x.transpose(first, second) for x in layers)
+        case "mT":
+            return tuple(x.mT for x in layers)
     return tuple(x.permute(*reversed(range(ndim))) for x in layers)
 
 

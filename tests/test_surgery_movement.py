@@ -1,0 +1,117 @@
+"""Labels follow the data: an operation that moves elements moves their labels to the same places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunecli.surgery.call import Labels, labels_of, set_labels
+from prunecli.surgery.layers import along
+from prunecli.surgery.ledger import Ledger
+from prunecli.surgery.mode import LabelMode
+
+SHAPE = (2, 12, 4, 6)
+
+# name -> operation on a tensor of SHAPE; further tensors are made by the operation itself
+MOVES: dict[str, Callable[[Tensor], Any]] = {
+    "permute": lambda x: x.permute(2, 0, -1, 1),
+    "movedim": lambda x: x.movedim(1, -1),
+    "movedim of two": lambda x: x.movedim((1, 2), (3, 0)),
+    "transpose": lambda x: x.transpose(1, -2),
+    "swapaxes": lambda x: x.swapaxes(-3, 0),
+    "swapdims": lambda x: x.swapdims(1, 3),
+    "mT": lambda x: x.mT,
+    "mT of rows": lambda x: x.flatten(2).mT,
+    "t": lambda x: x[0, :, 0].t(),
+    "flatten": lambda x: x.flatten(1),
+    "flatten in front": lambda x: x.flatten(0, 1),
+    "unflatten": lambda x: x.unflatten(1, (3, 4)),
+    "unflatten others": lambda x: x.unflatten(3, (2, -1)),
+    "view": lambda x: x.view(2, 12, 24),
+    "reshape": lambda x: x.reshape(2, 3, 4, 4, 6).transpose(1, 2).reshape(SHAPE),
+    "reshape of a copy": lambda x: x.transpose(1, 3).reshape(2, 24, 12),
+    "squeeze": lambda x: x[:1].squeeze(0),
+    "unsqueeze": lambda x: x.unsqueeze(-1),
+    "expand": lambda x: x[:1].expand(5, -1, -1, -1),
+    "expand in front": lambda x: x.expand(3, *SHAPE),
+    "repeat": lambda x: x.repeat(1, 2, 1, 3),
+    "repeat in front": lambda x: x.repeat(2, 1, 3, 1, 1),
+    "tile": lambda x: x.tile(2, 1, 1),
+    "repeat_interleave": lambda x: x.repeat_interleave(3, 1),
+    "flip": lambda x: x.flip(1, -1),
+    "fliplr": lambda x: x.fliplr(),
+    "rot90": lambda x: x.rot90(1, (2, 3)),
+    "roll": lambda x: x.roll((1, -2), (2, 3)),
+    "slice of others": lambda x: x[:, :, 1:3, ::2],
+    "select of others": lambda x: x[:, :, 1],
+    "unbind of others": lambda x: x.unbind(2),
+    "narrow of others": lambda x: x.narrow(3, 1, 2),
+    "index_select of others": lambda x: x.index_select(3, torch.tensor([1, 1, 4], device=x.device)),
+    "slice": lambda x: x[:, 3:7],
+    "select": lambda x: x.select(1, 3),
+    "roll along": lambda x: x.roll(5, 1),
+    "split": lambda x: x.split(6, 1),
+    "split of others": lambda x: x.split([1, 3], 2),
+    "unequal split": lambda x: x.split([5, 7], 1),
+    "chunk": lambda x: x.chunk(3, 1),
+    "tensor_split": lambda x: x.tensor_split(2, 1),
+    "cat": lambda x: torch.cat([x, x.flip(1)], 1),
+    "cat of others": lambda x: torch.cat([x, x], -1),
+    "stack": lambda x: torch.stack([x, x], 2),
+    "stack behind": lambda x: torch.stack([x, x], -1),
+    "hstack": lambda x: torch.hstack([x, x]),
+    "pad of others": lambda x: F.pad(x, (1, 2, 0, 1)),
+    "pad": lambda x: F.pad(x, (0, 0, 0, 0, 2, 3)),
+    "crop": lambda x: F.pad(x, (0, 0, 0, 0, -2, 0)),
+    "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "channel_shuffle": lambda x: F.channel_shuffle(x, 3),
+    "contiguous": lambda x: x.transpose(1, 2).contiguous(),
+    "to": lambda x: x.to(torch.float16),
+}
+
+
+def _outputs(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+@pytest.mark.parametrize("name", MOVES)
+def test_labels_move_as_elements_do(name: str, axis: int) -> None:
+    ledger = Ledger()
+    nodes = ledger.axis("x", 0, SHAPE[axis])
+    x = torch.empty(SHAPE, device="meta")
+    set_labels(x, Labels(along(nodes, axis, len(SHAPE))))
+    with torch.inference_mode(), LabelMode(ledger):
+        found = _outputs(MOVES[name](x))
+    labels = nodes.view([-1 if d == axis else 1 for d in range(len(SHAPE))]).expand(SHAPE).float()
+    unit = ledger.components().unit
+    for tensor, moved in zip(found, _outputs(MOVES[name](labels)), strict=True):
+        expected = unit[moved.long()]
+        layers = labels_of(tensor).layers
+        if not layers:
+            assert not expected.any(), "labels that are lost must be fixed"
+        filled = moved == 0  # by a pad along other axes, which a cut shortens like the rest
+        for layer in layers:
+            got = unit[layer].expand(tensor.shape)
+            assert torch.equal(got if (name, axis) == ("pad", 1) else got.masked_fill(filled, 0), expected)
+
+
+PLACES = {"slice", "select", "roll along", "crop", "unequal split"}  # name places along the axis
+UNKNOWN = {"channel_shuffle", "rot90", "tensor_split"}  # have no rule
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_channels_may_go_unless_the_code_names_their_places(name: str) -> None:
+    ledger = Ledger()
+    nodes = ledger.axis("x", 0, SHAPE[1])
+    x = torch.empty(SHAPE, device="meta")
+    set_labels(x, Labels(along(nodes, 1, len(SHAPE))))
+    with torch.inference_mode(), LabelMode(ledger):
+        MOVES[name](x)
+    assert bool(ledger.components().unit[nodes].any()) == (name not in PLACES | UNKNOWN)
