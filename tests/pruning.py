@@ -18,7 +18,7 @@ from prunecli.sidecar import Arch, Optimizer, ParamGroup, Sidecar
 
 
 def write(folder: Path, name: str = "lenet5", **args: Any) -> Path:
-    """A checkpoint of a network with random weights whose momentum is twice the weight, so cuts can be followed."""
+    """A checkpoint of a network of random weights with twice the weights as momentum, so that cuts can be followed."""
     torch.manual_seed(1)
     network = models.build(name, args)
     for module in network.modules():
@@ -27,12 +27,14 @@ def write(folder: Path, name: str = "lenet5", **args: Any) -> Path:
     shape = models.input_shape(name, args)
     assert shape
     state = {
-        n: {"momentum_buffer": checkpoints.to_array(2 * p.detach()), "step": checkpoints.to_array(torch.tensor(7.0))}
+        n: {
+            "exp_avg": checkpoints.to_array(2 * p.detach()),
+            "exp_avg_sq": checkpoints.to_array(p.detach().square()),
+            "step": checkpoints.to_array(torch.tensor(7.0)),
+        }
         for n, p in network.named_parameters()
     }
-    optimizer = Optimizer(
-        name="SGD", groups=[ParamGroup(params=list(state), options={"lr": 0.1, "momentum": 0.9})], state=state
-    )
+    optimizer = Optimizer(name="Adam", groups=[ParamGroup(params=list(state), options={"lr": 1e-3})], state=state)
     sidecar = Sidecar(
         arch=Arch(name=name, args=args), cost=measure.cost(network, torch.zeros(1, *shape)), optimizer=optimizer
     )
@@ -53,4 +55,4 @@ def after(result: PruneResult) -> dict[str, int]:
 
 def momentum(checkpoint: Checkpoint) -> dict[str, Tensor]:
     assert checkpoint.sidecar.optimizer
-    return {n: checkpoints.to_tensor(s["momentum_buffer"]) for n, s in checkpoint.sidecar.optimizer.state.items()}
+    return {n: checkpoints.to_tensor(s["exp_avg"]) for n, s in checkpoint.sidecar.optimizer.state.items()}

@@ -11,10 +11,12 @@ import torch
 from pruning import after, prune, write
 
 from prunecli import checkpoint as checkpoints
-from prunecli import measure, surgery
+from prunecli import measure, models, surgery
+from prunecli.checkpoint import Checkpoint
 from prunecli.errors import TargetError, UsageError
 from prunecli.options import parse_amount
 from prunecli.options.prune import PruneOptions
+from prunecli.sidecar import Arch, Sidecar
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +29,13 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("resnet"), "resnet20", shortcut="projection")
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
-@pytest.mark.parametrize("round_to", [1, 8])
-@pytest.mark.parametrize(("max_macs", "max_params"), [("50%", None), (None, "60k"), ("20M", "40%")])
-def test_budgets_are_met_by_a_network_that_nothing_can_be_added_to(
-    resnet: Path, scope: str, round_to: int, max_macs: str | None, max_params: str | None
-) -> None:
-    result = prune(resnet, scope=scope, round_to=round_to, dry_run=True, max_macs=max_macs, max_params=max_params)
+def met_by_the_largest(path: Path, scope: str, round_to: int, max_macs: str | None, max_params: str | None) -> None:
+    """The budget is met, and no unit (or multiple of them) can be given back to any layer."""
+    result = prune(path, scope=scope, round_to=round_to, dry_run=True, max_macs=max_macs, max_params=max_params)
     macs = parse_amount(max_macs or "100%", "").of(result.before["macs"])
     params = parse_amount(max_params or "100%", "").of(result.before["params"])
-    dense = checkpoints.load(resnet)
-    structure = surgery.trace(checkpoints.build(dense), torch.zeros(1, 3, 32, 32))
+    dense = checkpoints.load(path)
+    structure = surgery.trace(checkpoints.build(dense), torch.zeros(2, 3, 32, 32))
 
     def fits(widths: dict[str, int]) -> bool:
         shapes = structure.shapes(surgery.Plan({name: list(range(width)) for name, width in widths.items()}))
@@ -52,6 +50,57 @@ def test_budgets_are_met_by_a_network_that_nothing_can_be_added_to(
     for name, row in found.items():
         assert row.after % round_to == 0 or row.after == row.before
         assert row.after == row.before or not fits(widths | {name: min(row.before, row.after + round_to)})
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("round_to", [1, 8])
+@pytest.mark.parametrize(("max_macs", "max_params"), [("50%", None), (None, "60k"), ("20M", "40%")])
+def test_budgets_are_met_by_a_network_that_nothing_can_be_added_to(
+    resnet: Path, scope: str, round_to: int, max_macs: str | None, max_params: str | None
+) -> None:
+    met_by_the_largest(resnet, scope, round_to, max_macs, max_params)
+
+
+@pytest.mark.parametrize(("name", "scope", "round_to"), [("densenet40", "global", 1), ("preresnet56", "local", 4)])
+def test_budgets_of_networks_whose_layers_read_many_others(
+    name: str, scope: str, round_to: int, tmp_path: Path
+) -> None:
+    met_by_the_largest(write(tmp_path, name), scope, round_to, "60%", "45%")
+
+
+ATTENTION = """
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.fc = (nn.Linear(8, n) for n in (8, 8, 8, 10))
+
+    def forward(self, x):
+        x = x.flatten(1, 2)
+        return self.fc((self.q(x) @ self.k(x).mT).softmax(-1) @ self.v(x)).mean(1)
+"""
+
+
+def test_a_budget_of_macs_says_where_products_of_activations_shrank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "attention_net.py").write_text(ATTENTION)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    network = models.build("attention_net:Network", {}, ("attention_net",))
+    cost = measure.cost(network, torch.zeros(1, 1, 8, 8))
+    checkpoints.save(
+        Checkpoint(network.state_dict(), Sidecar(arch=Arch(name="attention_net:Network"), cost=cost)),
+        path := tmp_path / "x.safetensors",
+    )
+    result = prune(path, max_macs="80%", trust=("attention_net",), only=("q", "k"))
+    left = checkpoints.load(tmp_path / "out.safetensors").sidecar.cost.other_macs
+    assert result.after["macs"] <= 0.8 * result.before["macs"]
+    assert left < cost.other_macs
+    assert [note for note in result.notes if "products of activations" in note and f"left {left:,}" in note]
+    with pytest.raises(TargetError, match="cannot be met") as caught:
+        prune(path, max_macs="70%", trust=("attention_net",), only=("q", "k"))
+    assert "1,024 MACs of products of activations" in caught.value.hint
 
 
 def test_a_budget_that_the_network_meets_already_removes_nothing(lenet: Path) -> None:

@@ -109,7 +109,8 @@ def after(steps: Sequence[Removal], scores: Scores) -> dict[str, int]:
 def largest(steps: Sequence[Removal], scores: Scores, fits: Callable[[dict[str, int]], bool]) -> dict[str, int] | None:
     """The largest network on the path that fits, by bisection; then units are given back, best first, while it fits.
 
-    None when even the end of the path does not fit.
+    In the end no step of any layer can be taken back: widening a layer costs no less once others are wider, so that one
+    which did not fit never will. None when even the end of the path does not fit.
     """
     if not fits(after(steps, scores)):
         return None

@@ -69,7 +69,14 @@ def prune(
     notes = [*chosen.notes, *notes, *_remarks(chosen.groups, allocation, wanted)]
     plan = _plan(scores, allocation.widths)
     surgery.verify(network, structure, plan, example)
-    return Outcome(_cut(checkpoint, network, structure, plan, example), rows, notes)
+    cut = _cut(checkpoint, network, structure, plan, example)
+    before, left = checkpoint.sidecar.cost.other_macs, cut.sidecar.cost.other_macs
+    if target.macs is not None and left < before:
+        notes.append(
+            f"--max-macs counted {before:,} MACs of products of activations, of which the cut left {left:,}: a larger "
+            "network would fit"
+        )
+    return Outcome(cut, rows, notes)
 
 
 def _scores(network: nn.Module, groups: Mapping[str, Group], how: Units) -> tuple[dict[str, list[float]], list[str]]:
@@ -111,10 +118,13 @@ def _within(target: Target, scores: widths.Scores, how: Units, structure: Struct
         least = measure.totals(cost, structure.shapes(_plan(scores, widths.after(path, scores))), {})
         asked = [f"--max-macs {target.macs:,.0f}"] if target.macs is not None else []
         asked += [f"--max-params {target.params:,.0f}"] if target.params is not None else []
+        hint = "raise the budget" + (", or lower --round-to" if how.round_to > 1 else ", or prune more layers")
+        if target.macs is not None and cost.other_macs:
+            hint += f"; {cost.other_macs:,} MACs of products of activations count as they are"
         raise TargetError(
             f"{' and '.join(asked)} cannot be met: the smallest network has {least.macs:,} MACs and "
             f"{least.params:,} parameters",
-            "raise the budget" + (", or lower --round-to" if how.round_to > 1 else ", or prune more layers"),
+            hint,
         )
     return widths.Allocation(found, [])
 
