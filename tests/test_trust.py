@@ -39,6 +39,21 @@ def test_untrusted_module_is_not_run(module: str, trust: tuple[str, ...]) -> Non
     assert module not in sys.modules
 
 
+@pytest.mark.parametrize(
+    "path", ["os", "os.system", "system", "tool", "Nested.run", "answer.__globals__", "__loader__"]
+)
+def test_what_a_trusted_module_imports_is_not_trusted_with_it(module: str, path: str) -> None:
+    """A checkpoint may name anything in a module that the user trusts, such as os.system with an argument."""
+    with Path("trust_example.py").open("a") as file:
+        file.write(
+            "import functools, os, subprocess\nfrom os import system\ntool = functools.partial(system, 'touch ran')\n"
+            "Nested.run = subprocess.run\n"
+        )
+    with pytest.raises(UsageError, match=r"only imports|no public"):
+        load_object(f"{module}:{path}", {module})
+    assert load_object(f"{module}:answer", {module})() == 42
+
+
 def test_missing_object_names_the_nearest(module: str) -> None:
     with pytest.raises(UsageError, match="'anwser'") as caught:
         load_object(f"{module}:anwser", {module})
