@@ -44,6 +44,23 @@ def test_without_an_order_batches_are_in_file_order() -> None:
     assert batches[0][1].dtype == torch.int64
 
 
+@pytest.mark.parametrize(
+    ("batch", "sizes"), [(7, [7] * 6 + [8]), (49, [50]), (1, [1] * 50), (48, [48, 2]), (51, [50]), (24, [24, 24, 2])]
+)
+def test_no_batch_of_one_is_left_over(batch: int, sizes: list[int]) -> None:
+    split = numbered()
+    for order in (None, Order(1, 2)):
+        assert [len(y) for _, y in collect(split, batch, order)] == sizes
+    assert split.steps(batch) == len(sizes)
+
+
+def test_a_split_of_one_example_is_one_batch() -> None:
+    split = MemorySplit(
+        InMemory(torch.zeros(1, 1, 8, 6, dtype=torch.uint8), torch.zeros(1)), [0.0], [1.0], Augment(), Fit((8, 6))
+    )
+    assert [len(y) for batch in (1, 2) for _, y in collect(split, batch, None)] == [1, 1]
+
+
 @given(batch=st.integers(1, 60), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
 def test_an_epoch_shows_every_example_once_with_its_label(batch: int, seed: int, epoch: int) -> None:

@@ -34,7 +34,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def steps(self, batch_size: int) -> int:
-        """Batches in an epoch; the last one may be smaller."""
+        """Batches in an epoch; the last one may be smaller or, in place of a further batch of one, larger."""
 
     def batches(
         self, batch_size: int, *, order: Order | None = None, start: int = 0, device: str | torch.device = "cpu"

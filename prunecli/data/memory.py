@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunecli.data.base import Augment, Fit, InMemory, Order
 from prunecli.data.images import augmented, resized, scale_and_shift
-from prunecli.data.randomness import generator, visiting_order
+from prunecli.data.randomness import generator, in_batches, steps, visiting_order
 
 
 class MemorySplit:
@@ -36,17 +36,16 @@ class MemorySplit:
         return len(self.labels)
 
     def steps(self, batch_size: int) -> int:
-        """Batches in an epoch; the last one may be smaller."""
-        return -(-len(self) // batch_size)
+        """Batches in an epoch."""
+        return steps(len(self), batch_size)
 
     def batches(
         self, batch_size: int, *, order: Order | None = None, start: int = 0, device: str | torch.device = "cpu"
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `prunecli.data.base.Split.batches`."""
         self._move(device)
-        picks = visiting_order(len(self), order).to(device)
-        for step in range(start, self.steps(batch_size)):
-            picked = picks[step * batch_size : (step + 1) * batch_size]
+        picks = in_batches(visiting_order(len(self), order).to(device), batch_size)
+        for step, picked in enumerate(picks[start:], start):
             images = resized(self.images.index_select(0, picked), self.fit)
             if order is not None and order.augment:
                 images = augmented(images, self.augment, generator(order.seed, order.epoch, step))

@@ -28,6 +28,22 @@ def visiting_order(count: int, order: Order | None) -> Tensor:
     return torch.randperm(count, generator=generator(order.seed, order.epoch))
 
 
+def steps(count: int, batch_size: int) -> int:
+    """Batches in an epoch of `count` examples, see `in_batches`."""
+    alone = count > batch_size > 1 and count % batch_size == 1
+    return -(-count // batch_size) - alone
+
+
+def in_batches(picks: Tensor, batch_size: int) -> list[Tensor]:
+    """`picks` in batches; the last may be smaller, and what would be a batch of one joins the batch before.
+
+    Batch normalisation learns nothing from a single example, and over a 1x1 map refuses it.
+    """
+    count = steps(len(picks), batch_size)
+    ends = [*range(batch_size, count * batch_size, batch_size), len(picks)]
+    return list(picks.split([end - start for start, end in zip([0, *ends], ends, strict=False)]))
+
+
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Splits example numbers into (kept, held), both ascending, with exactly `count` held and each class its share.
 

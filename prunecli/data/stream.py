@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from prunecli.data.base import Order, Reader, Streamed
 from prunecli.data.images import scale_and_shift
-from prunecli.data.randomness import derived_seed, generator, visiting_order
+from prunecli.data.randomness import derived_seed, generator, in_batches, steps, visiting_order
 from prunecli.errors import DamagedError, PruneError
 
 Failure = tuple[str, str]  # message and hint: exceptions with two arguments do not survive the way between processes
@@ -56,14 +56,14 @@ class StreamSplit:
         return len(self.members)
 
     def steps(self, batch_size: int) -> int:
-        """Batches in an epoch; the last one may be smaller."""
-        return -(-len(self) // batch_size)
+        """Batches in an epoch."""
+        return steps(len(self), batch_size)
 
     def batches(
         self, batch_size: int, *, order: Order | None = None, start: int = 0, device: str | torch.device = "cpu"
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `prunecli.data.base.Split.batches`. An image that cannot be read raises `DamagedError` at its batch."""
-        picks = torch.split(self.members[visiting_order(len(self), order)], batch_size)[start:]
+        picks = in_batches(self.members[visiting_order(len(self), order)], batch_size)[start:]
         scale, shift = self.scale.to(device), self.shift.to(device)
         # the loader draws the seeds of its workers; from the global generator it would change what comes after
         numbers = generator(order.seed, order.epoch) if order else generator(0)
