@@ -86,6 +86,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
         ([*TRAIN, "-o", "x.safetensors", "--lr", "-1"], 2, "--lr"),
         ([*TRAIN, "-o", "x.safetensors", "--epochs", "ten"], 2, "--epochs"),
         ([*TRAIN, "-o", "x.safetensors", "--optimizer", "sdg"], 2, "'sgd'"),
+        ([*TRAIN, "-o", "x.safetensors", "--nesterov", "--momentum", "0"], 2, "--momentum"),
         ([*TRAIN, "-o", "x.safetensors", "--schedule", "multistep"], 2, "--milestones"),
         ([*TRAIN, "-o", "x.safetensors", "--device", "cuda"], 2, "--device cpu"),
         ([*TRAIN, "-o", "x.safetensors", "--device", "cuda:one"], 2, "--device cpu"),

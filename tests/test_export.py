@@ -172,7 +172,7 @@ def test_command_checks_on_the_test_images_of_the_checkpoints_data(tmp_path: Pat
 
 
 def test_test_images_that_are_wanted_and_not_there(lenet: Path) -> None:
-    with pytest.raises(PruneError, match="records no data"):
+    with pytest.raises(PruneError, match="no data: the checkpoint records none"):
         prunecli.export(ExportOptions(checkpoint=str(lenet), inputs="data"))
     assert not lenet.with_suffix(".onnx").exists()
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch
 import prunecli
 from prunecli import checkpoint as checkpoints
 from prunecli.checkpoint import Checkpoint, pack_mask
+from prunecli.cli.boundary import run
 from prunecli.errors import DamagedError, Interrupted, PruneError, UsageError
 from prunecli.options.train import FinetuneOptions, TrainOptions
 from prunecli.progress import Silent
@@ -322,3 +324,99 @@ def test_interrupted_without_a_place_to_save_writes_nothing(base: Path) -> None:
     with pytest.raises(Interrupted) as caught:
         training.fit(loaded, data, TRAIN, say=Press())
     assert caught.value.exit_code == 130
+
+
+@pytest.fixture
+def foreign(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Checkpoints whose architecture and data are code in the current folder, which leaves a file when it is run."""
+    (tmp_path / "foreign.py").write_text(
+        "from pathlib import Path\nPath('ran').touch()\n"
+        "def network(**_): raise AssertionError\ndef data(): raise AssertionError\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "base.epoch1", "x.partial"):
+        loaded = checkpoints.load(base.with_name(name.replace("x.partial", "base.epoch1") + ".safetensors"))
+        loaded.sidecar.arch.name = "foreign:network"
+        assert loaded.sidecar.data is not None
+        loaded.sidecar.data.name = "foreign:data"
+        checkpoints.save(loaded, f"{name}.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "prune base.safetensors --method l1 --sparsity 0.5 -o x.safetensors",
+        "finetune base.safetensors --epochs 1 -o x.safetensors",
+        "finetune base.safetensors --epochs 1 --data digits -o x.safetensors",
+        "finetune base.epoch1.safetensors --data digits --resume -o x.safetensors",
+        "scratch base.safetensors --data digits -o x.safetensors",
+        "scratch base.safetensors --epochs 0 -o x.safetensors",
+        "export base.safetensors -o x.onnx",
+        "report base.safetensors --latency",
+        "train --arch lenet5 --data digits --epochs 4 --resume -o x.safetensors",
+        "train --arch foreign:network --data digits --epochs 4 --resume -o x.safetensors",
+    ],
+)
+def test_no_command_runs_code_that_a_checkpoint_names(foreign: Path, line: str) -> None:
+    assert run([*line.split(), "--threads", "1"]) == 2
+    assert not Path("ran").exists()
+    assert "foreign" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("rewind base.safetensors --to base.epoch1.safetensors -o x.safetensors", 0),
+        ("prune base.safetensors --method magnitude --sparsity 0.5 --no-eval -o x.safetensors --threads 1", 0),
+        ("report base.safetensors --html x.html", 0),
+    ],
+)
+def test_what_needs_no_code_of_the_user_runs_none(foreign: Path, line: str, code: int) -> None:
+    assert run(line.split()) == code
+    assert not Path("ran").exists()
+    assert "foreign" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"groups": [{"lr": -1.0}]}, "learning rate"),
+        ({"groups": [{"momentum": None}]}, "wrong options"),
+        ({"state": "exp_avg"}, "expected momentum_buffer"),
+        ({"rng": "uint8"}, "random state"),
+        ({"rng": "float32"}, "random state"),
+    ],
+)
+def test_a_run_that_torch_would_choke_on_is_damage(base: Path, part: dict[str, Any], words: str) -> None:
+    from prunecli import training
+
+    loaded = checkpoints.load(base.with_suffix(".epoch1.safetensors"))
+    sidecar = loaded.sidecar
+    assert sidecar.optimizer is not None
+    assert sidecar.training is not None
+    for group, options in zip(sidecar.optimizer.groups, part.get("groups", []), strict=False):
+        group.options |= options
+    if "state" in part:
+        for state in sidecar.optimizer.state.values():
+            state[part["state"]] = state.pop("momentum_buffer")
+    if "rng" in part:
+        sidecar.training.rng = {"cpu": checkpoints.to_array(torch.zeros(3, dtype=getattr(torch, part["rng"])))}
+    data = training.open_data(sidecar.data, TRAIN, (1, 32, 32))
+    with pytest.raises(DamagedError, match=words):
+        training.fit(loaded, data, TRAIN)
+
+
+def test_data_of_more_classes_than_the_network_has_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "many.py").write_text(
+        "import torch\ndef data():\n"
+        "    half = torch.randint(0, 255, (12, 1, 32, 32), dtype=torch.uint8), torch.arange(12)\n"
+        "    return {'train': half, 'test': half}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for command in ("finetune --epochs 1", "prune --method l1 --sparsity 0.5"):
+        line = [*command.split(), str(base), "--data", "many:data", "--trust", "many", "-o", "x.safetensors"]
+        assert run([*line, "--threads", "1"]) == 2
+    assert not Path("x.safetensors").exists()

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from prunecli import checkpoint as checkpoints
-from prunecli import data as sources
-from prunecli.errors import DamagedError, PruneError
+from prunecli import training
+from prunecli.errors import PruneError
 from prunecli.exporting import Difference, Form, describe, to_onnx, verify, write
 from prunecli.exporting.provenance import provenance
-from prunecli.options import parse_pairs
+from prunecli.options import Recipe
 from prunecli.options.export import ExportOptions
 from prunecli.progress import Say, silent
 from prunecli.sidecar import Sidecar
@@ -108,14 +108,7 @@ def _inputs(options: ExportOptions, sidecar: Sidecar) -> tuple[list[Tensor], str
 
 
 def _images(options: ExportOptions, sidecar: Sidecar) -> Tensor:
-    recorded, arguments = sidecar.data, parse_pairs(options.data_arg, "--data-arg")
-    if options.data:
-        name, folder = sources.parse(options.data)
-    elif recorded:
-        name, folder, arguments = recorded.name, recorded.dir, recorded.args | arguments
-    else:
-        raise DamagedError("the checkpoint records no data", "name a source: --data digits, or use --inputs random")
-    channels, height, width = sidecar.cost.input
-    opened = sources.open(name, folder, arguments, image_size=(channels, height, width), trust=options.trust)
+    recipe = Recipe(data=options.data, data_arg=options.data_arg, trust=options.trust)
+    opened = training.open_data(sidecar.data, recipe, training.image_size(sidecar))
     images, _ = next(iter(opened.test.batches(EXAMPLES)))
     return images

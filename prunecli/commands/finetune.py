@@ -25,16 +25,11 @@ def run(options: FinetuneOptions, say: Say = silent) -> Written:
     """
     training.prepare(options)
     base = checkpoints.load(options.checkpoint)
-    data = training.open_data(base.sidecar.data, options, _image_size(base.sidecar))
+    data = training.open_data(base.sidecar.data, options, training.image_size(base.sidecar))
     base.sidecar.data = data.info
     if not _goes_on(base.sidecar, options):
         training.begin_again(base, options, carry=options.carry)
     return carry_out("finetune", base, data, options, say)
-
-
-def _image_size(sidecar: Sidecar) -> tuple[int, int, int]:
-    channels, height, width = sidecar.cost.input
-    return channels, height, width
 
 
 def _goes_on(sidecar: Sidecar, options: FinetuneOptions) -> bool:

@@ -170,9 +170,8 @@ def _data(options: PruneOptions, sidecar: Sidecar, notes: list[str]) -> Dataset 
     if unwanted and not options.finetune_epochs:
         return None
     recipe = Recipe(data=options.data, data_arg=options.data_arg, trust=options.trust)
-    channels, height, width = sidecar.cost.input
     try:
-        return training.open_data(sidecar.data, recipe, (channels, height, width))
+        return training.open_data(sidecar.data, recipe, training.image_size(sidecar))
     except PruneError as error:
         if options.finetune_epochs or options.data:
             raise
@@ -186,6 +185,7 @@ def _score(checkpoint: Checkpoint, options: PruneOptions, data: Dataset | None) 
     if data is None:
         return Metrics(split=sidecar.metrics.split)
     network = checkpoints.build(checkpoint, device=options.device, trust=options.trust)
+    training.check_output(network, data.info, options.device)
     epoch = sidecar.training.epoch if sidecar.training else 0
 
     def score(split: Split) -> Score:

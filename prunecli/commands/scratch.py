@@ -26,7 +26,7 @@ from prunecli.retraining.recipe import original, scratch_run
 from prunecli.retraining.shape import Pruned, dense, sums_of, take_shape
 from prunecli.retraining.snapshot import at_start, cut_snapshot
 from prunecli.sidecar import Metrics
-from prunecli.training import describe, open_data, prepare
+from prunecli.training import describe, image_size, open_data, prepare
 from prunecli.training.run import derived_seed
 
 
@@ -65,8 +65,7 @@ def run(options: ScratchOptions, say: Say = silent) -> Scratched:
     named = dataclasses.replace(options, to=to.sha256 if to else None, guide=guide.sha256 if guide else None)
     if options.epochs == 0:
         return Scratched(_write(initial, named), ratio=ratio, epochs=training.epochs, trained=False)
-    channels, height, width = source.sidecar.cost.input
-    data = open_data(source.sidecar.data, options, (channels, height, width))
+    data = open_data(source.sidecar.data, options, image_size(source.sidecar))
     initial.sidecar.data = data.info
     written = carry_out("scratch", initial, data, named, say)
     return Scratched(written.checkpoint, written.notes, ratio, training.epochs)

@@ -20,8 +20,7 @@ from prunecli.measure import cost
 from prunecli.options import parse_pairs
 from prunecli.options.train import TrainOptions
 from prunecli.progress import Say, silent
-from prunecli.sidecar import Arch, Data, Sidecar
-from prunecli.tasks.classification import heads
+from prunecli.sidecar import Arch, Sidecar
 from prunecli.training.run import derived_seed
 
 
@@ -38,7 +37,7 @@ def run(options: TrainOptions, say: Say = silent) -> Written:
     arch = Arch(name=options.arch, args=_with_classes(arguments, data.info.classes if "num_classes" in known else None))
     network = new_network(arch, options.seed or 0, options.trust)
     _load(network, options.init)
-    _check_output(network, data.info)
+    training.check_output(network, data.info)
     spec, optimizer = training.begin(options, [name for name, _ in network.named_parameters()])
     sidecar = Sidecar(
         arch=arch,
@@ -96,19 +95,3 @@ def _load(network: nn.Module, path: str | None) -> None:
                 "give weights of the same --arch, --arch-arg and number of classes",
             )
     network.load_state_dict(weights)
-
-
-def _check_output(network: nn.Module, info: Data) -> None:
-    """Run the network once, so that a wrong shape is an error of the options and not of the first step."""
-    try:
-        with torch.no_grad():
-            logits = heads(network.eval()(torch.zeros(2, *info.shape)))[0]
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"--arch: fails on images of shape {info.shape}: {error}", "try another --image-size"
-        ) from error
-    if logits.dim() != 2 or logits.shape[1] < info.classes:
-        raise UsageError(
-            f"--arch: output of shape {list(logits.shape)} for 2 images of {info.classes} classes",
-            "give a network whose output is [images, classes]",
-        )

@@ -5,8 +5,9 @@ from prunecli.training.fit import Hook, fit
 from prunecli.training.recipe import begin, begin_again, describe, recall
 from prunecli.training.run import Run, prepare
 from prunecli.training.saving import Saving
-from prunecli.training.source import open_data
+from prunecli.training.source import check_output, image_size, open_data
 
 __all__ = [
-    "Hook", "Run", "Saving", "begin", "begin_again", "describe", "evaluate", "fit", "open_data", "prepare", "recall",
+    "Hook", "Run", "Saving", "begin", "begin_again", "check_output", "describe", "evaluate", "fit", "image_size",
+    "open_data", "prepare", "recall",
 ]  # fmt: skip

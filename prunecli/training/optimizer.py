@@ -32,14 +32,36 @@ def build(spec: sidecar.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
         {"params": [parameters[name] for name in group.params]} | _options(group.options) for group in spec.groups
     ]
     fusable = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters.values())
+    for group in spec.groups:
+        _check_options(spec.name, group)
     optimizer = CLASSES[spec.name](groups, fused=fusable)  # type: ignore[call-arg]
     for name, state in spec.state.items():
-        if name not in parameters:
+        wanted = _state_names(spec, name)
+        if name not in parameters or (state and not state.keys() >= wanted):
             raise DamagedError(
-                f"optimizer: state of an unknown parameter {name!r}", "the sidecar belongs to other weights"
+                f"optimizer: state {', '.join(sorted(state))} of {name!r}, expected {', '.join(sorted(wanted))}",
+                "the sidecar belongs to other weights",
             )
         optimizer.state[parameters[name]] = {key: _like(to_tensor(a), parameters[name]) for key, a in state.items()}
     return optimizer
+
+
+def _check_options(name: str, group: sidecar.ParamGroup) -> None:
+    """Raise `DamagedError` for options that torch refuses, which it does not look at in groups."""
+    try:
+        CLASSES[name]([torch.zeros(1)], **_options(group.options))
+    except (ValueError, TypeError, IndexError) as error:
+        raise DamagedError(
+            f"optimizer: wrong options for {name}: {error}", "the sidecar was changed by hand"
+        ) from error
+
+
+def _state_names(spec: sidecar.Optimizer, parameter: str) -> set[str]:
+    """The names of the state tensors that the optimizer keeps for a parameter."""
+    if spec.name == "SGD":
+        return {"momentum_buffer"}
+    amsgrad = any(group.options.get("amsgrad") for group in spec.groups if parameter in group.params)
+    return {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if amsgrad else set())
 
 
 def capture(optimizer: torch.optim.Optimizer, network: nn.Module) -> sidecar.Optimizer:
@@ -73,6 +95,6 @@ def _plain(value: Any) -> Any:
 
 
 def _like(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    if tensor.shape != parameter.shape:  # a step counter
-        return tensor.clone()
-    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+    if tensor.shape != parameter.shape:  # a step counter, which fused kernels want beside the parameter
+        return tensor.to(parameter.device)
+    return torch.empty_like(parameter, requires_grad=False).copy_(tensor)

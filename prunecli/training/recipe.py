@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from prunecli.checkpoint import Checkpoint
+from prunecli.errors import UsageError
 from prunecli.options import Recipe
 from prunecli.options.values import parse_numbers
 from prunecli.sidecar import Metrics, Optimizer, ParamGroup, Schedule, Sidecar, Training
@@ -25,7 +26,7 @@ def begin(options: Recipe, names: list[str], base: Sidecar | None = None) -> tup
     """A run at its beginning, over parameters `names`, with a fresh optimizer.
 
     Without `base`: the defaults above and a cosine schedule. With `base`, a checkpoint to fine-tune: its batch size,
-    seed, precision and optimizer settings, at the constant `last_rate`.
+    seed, precision and optimizer settings, at the constant `last_rate`. Raises `UsageError` for Nesterov momentum of 0.
     """
     before = base.training if base else None
     old = base.optimizer if base else None
@@ -41,6 +42,8 @@ def begin(options: Recipe, names: list[str], base: Sidecar | None = None) -> tup
     elif options.betas:
         given["betas"] = parse_numbers(options.betas, "--betas")  # type: ignore[assignment]
     settings |= {key: value for key, value in given.items() if value is not None}
+    if settings.get("nesterov") and not settings["momentum"]:
+        raise UsageError("--nesterov: there is no momentum to look ahead with", "give one: --momentum 0.9")
     lr = float(settings["lr"])
     training = Training(
         epochs=EPOCHS if options.epochs is None else options.epochs,

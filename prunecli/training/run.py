@@ -17,6 +17,7 @@ from prunecli.errors import DamagedError, UsageError
 from prunecli.options import Execution
 from prunecli.sidecar import Metrics, Training
 from prunecli.training import optimizer as optimizers
+from prunecli.training.source import check_output
 
 
 @dataclass
@@ -66,6 +67,7 @@ def start(checkpoint: Checkpoint, data: Dataset, execution: Execution) -> Run:
         raise UsageError("checkpoint: describes no training run", "begin one: finetune with --epochs")
     device = prepare(execution)
     network = build(checkpoint, device=str(device), trust=execution.trust)
+    check_output(network, data.info, device)
     for tensor in [*network.parameters(), *network.buffers()]:
         # own memory, since the loaded tensors lie in a mapped file; channels last, since convolutions are faster so
         format = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
@@ -132,8 +134,13 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(states: dict[str, Any], device: torch.device) -> None:
-    """Put the generators where `random_state` saw them."""
-    if "cpu" in states:
-        torch.set_rng_state(to_tensor(states["cpu"]))
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(to_tensor(states["cuda"]), device)
+    """Put the generators where `random_state` saw them. Raises `DamagedError` for what is no state of theirs."""
+    try:
+        if "cpu" in states:
+            torch.set_rng_state(to_tensor(states["cpu"]))
+        if "cuda" in states and device.type == "cuda":
+            torch.cuda.set_rng_state(to_tensor(states["cuda"]), device)
+    except (RuntimeError, TypeError) as error:
+        raise DamagedError(
+            f"training: its random state is none of this torch's: {error}", "begin the run again"
+        ) from error
