@@ -75,6 +75,13 @@ def test_rounds_of_a_budget_meet_it(digits: Path) -> None:
     assert 0.35 * result.before["macs"] < result.after["macs"] <= 0.4 * result.before["macs"]
 
 
+def test_rounds_of_masks_start_from_what_is_masked_already(lenet: Path) -> None:
+    prune(lenet, "sparse", method="magnitude", sparsity=0.8)
+    result = prune(lenet.parent / "sparse.safetensors", "sparser", method="magnitude", max_params="5k", rounds=2)
+    assert result.after["nonzero_params"] == 5_000
+    assert not result.notes  # such as a first round that asks for less than there is
+
+
 def test_an_impossible_last_round_fails_before_the_first(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(TargetError):
