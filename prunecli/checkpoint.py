@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -226,17 +227,29 @@ def _unstored(network: nn.Module) -> Iterator[Tensor]:
 def _set_attributes(
     network: nn.Module, attributes: Mapping[str, Mapping[str, int | list[int]]], path: str | Path
 ) -> None:
-    """Set what surgery changed. Untrusted: only numbers that a module keeps as its own public attributes are set."""
+    """Set what surgery changed.
+
+    Untrusted: only numbers that a module keeps as its own public attributes are set, and to less than they are, as
+    cutting does: a larger padding, say, would take any amount of memory.
+    """
     modules = dict(network.named_modules())
     for module_name, values in attributes.items():
         for name, value in values.items():
             old = vars(modules[module_name]).get(name) if module_name in modules else None
-            numbers = list(old) if isinstance(old, (list, tuple)) else [old]
-            known = not name.startswith("_") and all(type(number) is int for number in numbers)
-            if not known or isinstance(value, list) != isinstance(old, (list, tuple)):
+            known = not name.startswith("_") and isinstance(value, list) == isinstance(old, (list, tuple))
+            if not known or not _is_cut(_listed(value), _listed(old)):
                 message = f"{path}: surgery sets {module_name}.{name} to {value}, the network has {old!r} there"
                 raise DamagedError(message, "the sidecar was written for another architecture")
             setattr(modules[module_name], name, tuple(value) if isinstance(value, list) else value)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_cut(new: list[int], old: list[Any]) -> bool:
+    """Whether `new` are the numbers `old` or smaller ones that are not zero."""
+    return len(new) == len(old) and all(type(b) is int and 1 <= a <= b for a, b in zip(new, old, strict=True))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -30,6 +31,16 @@ ITEM_BYTES = {
 }  # fmt: skip
 
 
+def elements(shape: Sequence[int]) -> int:
+    """How many elements a tensor of `shape` has. Raises `ValueError` for a shape that no tensor can have.
+
+    An empty tensor's other lengths count too: torch multiplies them all.
+    """
+    if math.prod(max(length, 1) for length in shape) >= 2**63:
+        raise ValueError(f"no tensor has the shape {list(shape)}")
+    return math.prod(shape)
+
+
 class Strict(Struct, forbid_unknown_fields=True):
     """Base of every part: an unknown field is an error, not noise."""
 
@@ -47,7 +58,7 @@ class Array(Strict, kw_only=True):
     data: bytes | None = None
 
     def __post_init__(self) -> None:
-        expected = math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        expected = elements(self.shape) * ITEM_BYTES[self.dtype]
         if self.data is not None and len(self.data) != expected:
             raise ValueError(f"{len(self.data)} bytes for {self.dtype} of shape {self.shape}, expected {expected}")
 
@@ -150,7 +161,7 @@ class Mask(Strict, kw_only=True):
     bits: bytes
 
     def __post_init__(self) -> None:
-        size = math.prod(self.shape)
+        size = elements(self.shape)
         if len(self.bits) != (size + 7) // 8:
             raise ValueError(f"{len(self.bits)} bytes for a mask of shape {self.shape}")
         if size % 8 and self.bits[-1] >> (size % 8):

@@ -8,7 +8,6 @@ those of the `safetensors` package, so both write the same bytes.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from prunecli.errors import DamagedError
-from prunecli.sidecar import ITEM_BYTES, Count, DType, Shape
+from prunecli.sidecar import ITEM_BYTES, Count, DType, Shape, elements
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
 # In the order of the file: dtypes as safetensors ranks them, widest first.
@@ -73,7 +72,7 @@ def _tensors(body: memoryview, entries: dict[str, _Entry]) -> dict[str, RawTenso
         if entry.dtype not in DTYPES:
             raise ValueError(f"tensor {name!r} has dtype {entry.dtype}, known are {', '.join(DTYPES)}")
         dtype, (start, stop) = DTYPES[entry.dtype], entry.data_offsets
-        if start != end or stop - start != math.prod(entry.shape) * ITEM_BYTES[dtype] or stop > len(body):
+        if start != end or stop - start != elements(entry.shape) * ITEM_BYTES[dtype] or stop > len(body):
             raise ValueError(f"tensor {name!r} of shape {entry.shape} lies at bytes {start} to {stop} of {len(body)}")
         tensors[name] = RawTensor(dtype, tuple(entry.shape), body[start:stop])
         end = stop

@@ -274,11 +274,12 @@ def test_tied_weights_that_differ_are_refused(path: Path, monkeypatch: pytest.Mo
 
 def test_only_numbers_of_modules_can_be_set(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, checkpoint = unusual(path, monkeypatch)
-    checkpoint.sidecar.surgery.attributes = {"": {"heads": 2, "window": [1, 5]}, "first": {"out_features": 7}}
+    checkpoint.sidecar.surgery.attributes = {"": {"heads": 2, "window": [1, 3]}, "first": {"out_features": 2}}
     built = build(checkpoint)
-    assert (built.heads, built.window, built.first.out_features) == (2, (1, 5), 7)
+    assert (built.heads, built.window, built.first.out_features) == (2, (1, 3), 2)
     wrong: list[tuple[str, str, int | list[int]]] = [
         ("", "forward", 1), ("", "__class__", 1), ("", "training", 0), ("", "_version", 1), ("", "nothing", 1),
+        ("", "heads", 0), ("", "heads", -1), ("", "heads", 2**40), ("", "window", [1]), ("", "window", [1, 2**40]),
         ("nowhere", "heads", 1), ("", "heads", [1]), ("", "window", 2), ("first", "weight", 1), ("", "first", 1),
     ]  # fmt: skip
     for module, attribute, value in wrong:

@@ -219,6 +219,7 @@ def test_deep_nesting(path: Path) -> None:
         b'{"a":{"dtype":"F9","shape":[2],"data_offsets":[0,8]}}',
         b'{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}',
         b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[0,1099511627776,1099511627776],"data_offsets":[0,0]}}',
         b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}',
         b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
     ],

@@ -121,6 +121,7 @@ def test_sidecars_are_valid_under_the_json_schema() -> None:
         (["surgery", "attributes", "conv", "groups"], "2"), (["optimizer", "name"], "Lion"),
         (["optimizer", "state", "w", "momentum_buffer", "shape"], [3]),
         (["optimizer", "state", "w", "momentum_buffer", "shape"], [2**40] * 16),
+        (["training", "rng", "cpu", "shape"], [0, 2**40, 2**40]),
         (["optimizer", "state", "w", "momentum_buffer", "dtype"], "float8"), (["training", "lr"], 0),
         (["training", "lr"], math.nan), (["training", "seed"], 2**70), (["training", "schedule", "kind"], "sine"),
         (["history", 0, "parent"], "x"), (["metrics", "last", "values", "top1"], None),
