@@ -1,4 +1,4 @@
-"""The README's commands do what it says: every `$` line of its console blocks runs, in order, in one folder.
+"""The README's commands do what it says: every `$` line of its console blocks runs, in order, and its program.
 
 Blocks without `<!-- output varies -->` above them must print exactly what the README shows. `UPDATE_README=1` writes
 what they print into the README instead.
@@ -48,6 +48,9 @@ def test_the_readmes_commands_print_what_it_shows(tmp_path: Path) -> None:
             )
         if "output varies" not in block["above"]:
             changed = changed.replace(block["body"], actual)
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "program.py").write_text(program)
+    assert execute(f"{sys.executable} program.py", tmp_path).startswith("Score(epoch=8, values=")
     if os.environ.get("UPDATE_README"):
         readme.write_text(changed, encoding="utf-8")
     assert changed == readme.read_text(encoding="utf-8")
