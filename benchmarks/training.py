@@ -110,13 +110,11 @@ def transforms(case: dict[str, Any]) -> Any:
     return t.Compose([*first, t.ToTensor(), t.Normalize(case["mean"], case["std"])])
 
 
-def unzipped(directory: str) -> str:
-    """A folder with MNIST's files as torchvision reads them; it does not read them zipped."""
-    folder = Path(tempfile.mkdtemp())
+def unzip(directory: str, folder: Path) -> None:
+    """Put MNIST's files into `folder` as torchvision reads them; it does not read them zipped."""
     (folder / "MNIST" / "raw").mkdir(parents=True)
     for file in Path(directory).glob("MNIST/raw/*.gz"):
         (folder / "MNIST" / "raw" / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
-    return str(folder)
 
 
 def compare(case: dict[str, Any], directory: str, rounds: int) -> None:
@@ -124,7 +122,9 @@ def compare(case: dict[str, Any], directory: str, rounds: int) -> None:
     opened = data.open(case["source"], directory, {}, image_size=case["size"])
     next(opened.train.batches(case["batch"], order=Order(0, 0, case["augment"])))
     if case["source"] == "mnist":
-        dataset = torchvision.datasets.MNIST(unzipped(directory), transform=transforms(case))
+        with tempfile.TemporaryDirectory() as folder:  # the images are in memory after this
+            unzip(directory, Path(folder))
+            dataset = torchvision.datasets.MNIST(folder, transform=transforms(case))
     else:
         dataset = torchvision.datasets.ImageFolder(f"{directory}/train", transform=transforms(case))
     warmup, steps = case["steps"]

@@ -41,6 +41,8 @@ def run(options: PruneOptions, say: Say = silent) -> PruneResult:
     nothing for this checkpoint, `Interrupted` after Ctrl-C or SIGTERM while fine-tuning, saved for `--resume`.
     """
     training.prepare(options)
+    if not options.dry_run:
+        files.check_folder(options.output)
     source = checkpoints.load(options.checkpoint)
     target = _target(options, source)
     outcome = _prune(source, options, target)  # whole at once: what cannot be met is refused here
