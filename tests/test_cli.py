@@ -77,7 +77,10 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
         (["nonsense"], 2, "nonsense"),
         (["train", "--data", "digits", "-o", "x.safetensors"], 2, "--arch"),
         (["train", "--arch", "lenet5", "-o", "x.safetensors"], 2, "--data"),
-        ([*TRAIN], 2, "--output"),
+        ([], 2, "prunecli --help"),
+        ([*TRAIN], 2, "--output is missing"),
+        (["prune", "x.safetensors", "--method", "l1", "--sparsity", "0.5"], 2, "--output is missing"),
+        (["rewind", "x.safetensors"], 2, "--output is missing"),
         ([*TRAIN, "-o", "x.pt"], 2, ".safetensors"),
         (["train", "--arch", "lenet6", "--data", "digits", "-o", "x.safetensors"], 2, "lenet5"),
         (["train", "--arch", "lenet5", "--data", "digit", "-o", "x.safetensors"], 2, "digits"),
@@ -87,7 +90,12 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
         ([*TRAIN, "-o", "x.safetensors", "--epochs", "ten"], 2, "--epochs"),
         ([*TRAIN, "-o", "x.safetensors", "--optimizer", "sdg"], 2, "'sgd'"),
         ([*TRAIN, "-o", "x.safetensors", "--nesterov", "--momentum", "0"], 2, "--momentum"),
-        ([*TRAIN, "-o", "x.safetensors", "--schedule", "multistep"], 2, "--milestones"),
+        ([*TRAIN, "-o", "x.safetensors", "--schedule", "multistep"], 2, "--milestones is missing"),
+        ([*TRAIN, "-o", "x.safetensors", "--schedule", "step"], 2, "--step-size is missing"),
+        ([*TRAIN, "-o", "x.safetensors", "--milestones", "2,3"], 2, "add --schedule multistep"),
+        ([*TRAIN, "-o", "x.safetensors", "--schedule", "step", "--step-size", "3", "--min-lr", "0"], 2, "--min-lr"),
+        ([*TRAIN, "-o", "x.safetensors", "--betas", "0.9,0.99"], 2, "add --optimizer adam"),
+        ([*TRAIN, "-o", "x.safetensors", "--optimizer", "adamw", "--momentum", "0.9"], 2, "--momentum means nothing"),
         ([*TRAIN, "-o", "x.safetensors", "--device", "cuda"], 2, "--device cpu"),
         ([*TRAIN, "-o", "x.safetensors", "--device", "cuda:one"], 2, "--device cpu"),
         ([*TRAIN, "-o", "x.safetensors", "--keep", "9"], 2, "--keep"),
@@ -102,7 +110,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
 def test_bad_input_is_two_lines_and_the_right_code(
     arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if arguments[-1] == "cuda":
+    if arguments[-1:] == ["cuda"]:
         import torch
 
         if torch.cuda.is_available():

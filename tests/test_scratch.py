@@ -114,6 +114,10 @@ def test_options_override_the_recipe(folder: Path) -> None:
     assert (run.epochs, run.schedule.kind, run.schedule.milestones) == (12, "cosine", [])
     assert training(scratch(folder, "cut", milestones="1")[0]).schedule == Schedule(kind="multistep", milestones=[1])
     assert training(scratch(folder, "cut", lr=0.5)[0]).schedule.milestones == [2, 3]
+    with pytest.raises(UsageError, match="--milestones is missing"):  # a new curve, not half of the old one
+        scratch(folder, "cut", warmup=1)
+    with pytest.raises(UsageError, match="--period means nothing with --schedule multistep"):
+        scratch(folder, "cut", milestones="1", period=2)
 
 
 def test_weights_are_a_function_of_the_seed(folder: Path) -> None:

@@ -72,7 +72,6 @@ COMMANDS = {
 app = typer.Typer(
     name="prunecli",
     help="Prune neural networks by operating on checkpoint files.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: readable in 80 columns, and rich need not be imported
@@ -134,7 +133,7 @@ def _own_first(options: type[Any]) -> list[Field[Any]]:
 
 
 def _shared(name: str, kind: Any, flags: str, help: str) -> inspect.Parameter:
-    annotation = Annotated[kind, typer.Option(*flags.split("/"), help=help)]
+    annotation = Annotated[kind, typer.Option(*flags.split("/"), help=help, metavar=None if kind is bool else "FILE")]
     default = False if kind is bool else None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -19,7 +19,9 @@ class ExportOptions:
     """
 
     checkpoint: str = argument("Checkpoint to export.")
-    output: str = option("", "ONNX file to write (default: the checkpoint's name with .onnx).", flag="-o/--output")
+    output: str = option(
+        "", "ONNX file to write (default: the checkpoint's name with .onnx).", flag="-o/--output", metavar="FILE"
+    )
     fp16: bool = option(False, "Weights and arithmetic in float16; inputs and outputs stay float32.")
     sparse: bool = option(False, "Store weights that are mostly zeros as values and indices: a smaller file, no speed.")
     opset: int = option(18, "Operator set, 18 to 25.", metavar="N")
@@ -27,7 +29,9 @@ class ExportOptions:
     inputs: str = option(
         "auto", "Check on test images, on random numbers, or as can be (auto).", metavar="|".join(INPUTS)
     )
-    data: str | None = option(None, "Data source of the test images (default: the one that the checkpoint records).")
+    data: str | None = option(
+        None, "Data source of the test images (default: the one that the checkpoint records).", metavar="NAME[:DIR]"
+    )
     data_arg: tuple[str, ...] = option((), "Argument of the data source. Repeatable.", metavar="KEY=VALUE")
     threads: int | None = option(None, "CPU threads (default: all cores).", metavar="N")
     trust: tuple[str, ...] = option(

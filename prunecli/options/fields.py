@@ -28,6 +28,16 @@ def check(holds: bool, flag: str, value: object, expected: str) -> None:
         raise UsageError(f"{flag} {value}: out of range", f"give {expected}")
 
 
+def check_output(output: str, example: str) -> None:
+    """Raise `UsageError` unless `output` is given and names a checkpoint."""
+    if not output:
+        raise UsageError("--output is missing", f"say what to write: -o {example}")
+    if not output.endswith(".safetensors"):
+        raise UsageError(
+            f"--output {output!r}: not the name of a checkpoint", f"give a name that ends in .safetensors: -o {example}"
+        )
+
+
 def choice(value: str | None, flag: str, choices: Iterable[str]) -> None:
     """Raise `UsageError` with the nearest valid choices unless `value` is one of them (or None)."""
     if value is not None and value not in (listed := list(choices)):

@@ -8,7 +8,7 @@ from prunecli.allocate.patterns import check_share, parse_ratios
 from prunecli.errors import UsageError
 from prunecli.methods import METHODS
 from prunecli.methods.presets import PRESETS
-from prunecli.options.fields import argument, check, choice, option
+from prunecli.options.fields import argument, check, check_output, choice, option
 from prunecli.options.shared import Execution
 from prunecli.options.values import parse_amount
 
@@ -20,14 +20,16 @@ class PruneOptions(Execution):
     """Remove units (channels, neurons, heads) or mask single weights: one target, in one shot or in rounds."""
 
     checkpoint: str = argument("Checkpoint to prune.")
-    output: str = option("", "Checkpoint to write, OUT.safetensors with its sidecar OUT.json.", flag="-o/--output")
+    output: str = option(
+        "", "Checkpoint to write, OUT.safetensors with its sidecar OUT.json.", flag="-o/--output", metavar="FILE"
+    )
     method: str | None = option(None, "What is unimportant: " + ", ".join(METHODS) + ".", metavar="METHOD")
     sparsity: float | None = option(None, "Share to remove, of each layer or (--scope global) of all.", metavar="SHARE")
     scope: str | None = option(
         None, "Rank scores in each layer or in all (default: the method's).", metavar="local|global"
     )
     ratios: str | None = option(
-        None, "Share to remove by layer: 'layer1.*=0.6,layer2.*=0.3', or a .toml or .json table."
+        None, "Share to remove by layer: 'layer1.*=0.6,layer2.*=0.3', or a .toml or .json table.", metavar="TABLE"
     )
     max_macs: str | None = option(
         None, "Largest network within this many MACs: 50% of the input's, or 20M.", metavar="AMOUNT"
@@ -49,7 +51,7 @@ class PruneOptions(Execution):
     finetune_epochs: int = option(0, "Epochs of fine-tuning after each round.", metavar="N")
     finetune_lr: float | None = option(None, "Its learning rate (default: the checkpoint's last).", metavar="RATE")
     resume: bool = option(False, "Continue the interrupted fine-tuning in OUT.partial.safetensors, if there is one.")
-    data: str | None = option(None, "Data source (default: the one that the checkpoint records).")
+    data: str | None = option(None, "Data source (default: the one that the checkpoint records).", metavar="NAME[:DIR]")
     data_arg: tuple[str, ...] = option((), "Argument of the data source. Repeatable.", metavar="KEY=VALUE")
     no_eval: bool = option(False, "Do not score the result on its data.")
     dry_run: bool = option(False, "Print what would go and write nothing.")
@@ -64,11 +66,8 @@ class PruneOptions(Execution):
         check(self.finetune_epochs >= 0, "--finetune-epochs", self.finetune_epochs, "0 or more")
         check(self.finetune_lr is None or self.finetune_lr > 0, "--finetune-lr", self.finetune_lr, "a positive rate")
         check(0 <= self.seed < 2**63, "--seed", self.seed, "0 or more")
-        if not self.dry_run and not self.output.endswith(".safetensors"):
-            raise UsageError(
-                f"--output {self.output!r}: not the name of a checkpoint",
-                "give a name that ends in .safetensors: -o cut.safetensors",
-            )
+        if not self.dry_run:
+            check_output(self.output, "cut.safetensors")
         if self.dry_run and self.rounds > 1 and self.finetune_epochs:
             raise UsageError(
                 "--dry-run: later rounds depend on the fine-tuning before", "drop --rounds or --finetune-epochs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunecli.errors import UsageError
-from prunecli.options.fields import argument, check, choice, option
+from prunecli.options.fields import argument, check, check_output, choice, option
 
 REGIMES = ("finetune", "lr-rewind", "weight-rewind", "lottery")
 
@@ -18,7 +18,9 @@ class RewindOptions:
     """
 
     checkpoint: str = argument("Pruned or masked checkpoint.")
-    output: str = option("", "Checkpoint to write, OUT.safetensors with its sidecar OUT.json.", flag="-o/--output")
+    output: str = option(
+        "", "Checkpoint to write, OUT.safetensors with its sidecar OUT.json.", flag="-o/--output", metavar="FILE"
+    )
     to: str | None = option(None, "Snapshot of the dense network to rewind to (from train --keep).", metavar="SNAPSHOT")
     regime: str | None = option(
         None, "What to rewind (default: weight-rewind with --to, else lr-rewind).", metavar="|".join(REGIMES)
@@ -32,11 +34,7 @@ class RewindOptions:
 
     def __post_init__(self) -> None:
         choice(self.regime, "--regime", REGIMES)
-        if not self.output.endswith(".safetensors"):
-            raise UsageError(
-                f"--output {self.output!r}: not the name of a checkpoint",
-                "give a name that ends in .safetensors: -o ticket.safetensors",
-            )
+        check_output(self.output, "ticket.safetensors")
         if self.to is None and self.resolved in ("weight-rewind", "lottery"):
             raise UsageError(
                 f"--regime {self.resolved}: no snapshot to take weights from", "name one: --to base.epoch0.safetensors"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunecli.errors import UsageError
 from prunecli.options.fields import check, choice, option
 from prunecli.options.values import parse_numbers
 
@@ -33,12 +32,15 @@ class Execution:
 class Recipe(Execution):
     """How a network is trained. None means: the command's default, or what the input checkpoint says."""
 
-    epochs: int | None = option(None, "Length of the run in epochs (default: 10).", metavar="N")
+    epochs: int | None = option(
+        None, "Length of the run in epochs (default: 10; scratch: as --budget says).", metavar="N"
+    )
     batch_size: int | None = option(None, "Examples a step (default: the checkpoint's, or 64).", metavar="N")
     optimizer: str | None = option(None, "Optimizer (default: the checkpoint's, or sgd).", metavar="|".join(OPTIMIZERS))
     lr: float | None = option(
         None,
-        "Base learning rate (train: sgd 0.05, adam and adamw 0.001; else the last rate; after a cosine a tenth).",
+        "Base learning rate (train: sgd 0.05, adam and adamw 0.001; finetune: the last rate, after a cosine a tenth; "
+        "scratch: the dense network's).",
         metavar="RATE",
     )
     momentum: float | None = option(None, "Momentum of sgd (default: the checkpoint's, or 0.9).", metavar="M")
@@ -48,7 +50,9 @@ class Recipe(Execution):
     )
     betas: str | None = option(None, "Betas of adam and adamw (default: 0.9,0.999).", metavar="B1,B2")
     schedule: str | None = option(
-        None, "Learning-rate schedule (train: cosine; else constant).", metavar="|".join(SCHEDULES)
+        None,
+        "Learning-rate schedule (train: cosine; finetune: constant; scratch: the dense network's).",
+        metavar="|".join(SCHEDULES),
     )
     milestones: str | None = option(None, "Epochs at which `multistep` multiplies the rate by gamma.", metavar="E,E")
     step_size: float | None = option(None, "Epochs between two drops of `step`.", metavar="EPOCHS")
@@ -89,12 +93,6 @@ class Recipe(Execution):
             check(value is None or low <= value <= high, "--" + name.replace("_", "-"), value, expected)
         if self.milestones is not None:
             parse_numbers(self.milestones, "--milestones")
-        for kind, needed, value in (
-            ("multistep", "--milestones", self.milestones),
-            ("step", "--step-size", self.step_size),
-        ):
-            if self.schedule == kind and value is None:
-                raise UsageError(f"--schedule {kind}: {needed} is missing", f"say when the rate changes: {needed} 30")
         if self.betas is not None:
             betas = parse_numbers(self.betas, "--betas")
             check(

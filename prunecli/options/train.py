@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunecli.errors import UsageError
-from prunecli.options.fields import argument, check, option
+from prunecli.options.fields import argument, check, check_output, option
 from prunecli.options.shared import Recipe
 from prunecli.options.values import parse_numbers
 
@@ -14,7 +14,9 @@ from prunecli.options.values import parse_numbers
 class RunOptions(Recipe):
     """What `train` and `finetune` share: where the result and the snapshots of a run go."""
 
-    output: str = option("", "Checkpoint to write, OUT.safetensors with its sidecar OUT.json.", flag="-o/--output")
+    output: str = option(
+        "", "Checkpoint to write, OUT.safetensors with its sidecar OUT.json.", flag="-o/--output", metavar="FILE"
+    )
     keep: str = option(
         "", "Epochs whose snapshots OUT.epochN.safetensors are written too (0: before training).", metavar="N,N"
     )
@@ -25,11 +27,7 @@ class RunOptions(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.output.endswith(".safetensors"):
-            raise UsageError(
-                f"--output {self.output!r}: not the name of a checkpoint",
-                "give a name that ends in .safetensors: -o base.safetensors",
-            )
+        check_output(self.output, "base.safetensors")
         check(self.save_every is None or self.save_every >= 1, "--save-every", self.save_every, "1 or more")
         check(all(e == int(e) for e in parse_numbers(self.keep, "--keep")), "--keep", self.keep, "whole epochs: 0,10")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import msgspec
 
@@ -69,11 +70,12 @@ def scratch_run(options: ScratchOptions, source: Checkpoint, ratio: float) -> Ru
         )
     name = recipe.NAMES[options.optimizer] if options.optimizer else optimizer.name
     rate = training.lr if name == optimizer.name else recipe.DEFAULTS[name]["lr"]
-    given = dataclasses.replace(options, epochs=epochs, lr=options.lr or rate)
+    unscheduled: dict[str, Any] = dict.fromkeys(SCHEDULE_OPTIONS)  # what they describe is put in place below
+    given = dataclasses.replace(options, epochs=epochs, lr=options.lr or rate, **unscheduled)
     base: Sidecar = msgspec.structs.replace(source.sidecar, training=training, optimizer=optimizer)
     run, settings = recipe.begin(given, source.trained, base)
     if any(getattr(options, name) is not None for name in SCHEDULE_OPTIONS):
-        run.schedule = recipe.schedule(given, training.schedule.kind, run.lr)
+        run.schedule = recipe.schedule(options, training.schedule.kind, run.lr)
     else:
         run.schedule = budget_schedule(options.budget, training.schedule, training.epochs, epochs)
     return run, settings

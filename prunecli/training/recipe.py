@@ -20,17 +20,28 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "AdamW": {"lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 1e-2},
 }
 EPOCHS, BATCH_SIZE = 10, 64
+# what these options describe; with anything else they would be without effect, and are refused
+SCHEDULES_OF = {
+    "milestones": ("multistep",),
+    "step_size": ("step",),
+    "gamma": ("step", "multistep", "exponential"),
+    "period": ("cosine",),
+    "min_lr": ("cosine",),
+}
+OPTIMIZERS_OF = {"momentum": ("sgd",), "nesterov": ("sgd",), "betas": ("adam", "adamw")}
 
 
 def begin(options: Recipe, names: list[str], base: Sidecar | None = None) -> tuple[Training, Optimizer]:
     """A run at its beginning, over parameters `names`, with a fresh optimizer.
 
     Without `base`: the defaults above and a cosine schedule. With `base`, a checkpoint to fine-tune: its batch size,
-    seed, precision and optimizer settings, at the constant `last_rate`. Raises `UsageError` for Nesterov momentum of 0.
+    seed, precision and optimizer settings, at the constant `last_rate`. Raises `UsageError` for Nesterov momentum of 0
+    and for options that would be without effect.
     """
     before = base.training if base else None
     old = base.optimizer if base else None
     name = NAMES[options.optimizer] if options.optimizer else old.name if old else "SGD"
+    _effective(options, "optimizer", name.lower(), OPTIMIZERS_OF)
     settings = dict(DEFAULTS[name])
     if old and old.name == name:
         settings |= {key: value for key, value in old.groups[0].options.items() if key in settings}
@@ -69,10 +80,19 @@ def begin_again(checkpoint: Checkpoint, options: Recipe, *, carry: bool = False)
 
 
 def schedule(options: Recipe, kind: str, lr: float) -> Schedule:
-    """The schedule that the options describe, `kind` when they name none."""
+    """The schedule that the options describe, `kind` when they name none.
+
+    Raises `UsageError` for options that would be without effect, and when `kind` needs one that is not there.
+    """
+    kind = options.schedule or kind
+    _effective(options, "schedule", kind, SCHEDULES_OF)
+    for needing, name in (("multistep", "milestones"), ("step", "step_size")):
+        if kind == needing and getattr(options, name) is None:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"--schedule {kind}: {flag} is missing", f"say when the rate changes: {flag} 30")
     default = Schedule()
     return Schedule(
-        kind=options.schedule or kind,  # type: ignore[arg-type]
+        kind=kind,  # type: ignore[arg-type]
         milestones=parse_numbers(options.milestones, "--milestones") if options.milestones else [],
         step_size=options.step_size,
         gamma=_first(options.gamma, default.gamma),
@@ -80,6 +100,15 @@ def schedule(options: Recipe, kind: str, lr: float) -> Schedule:
         min_factor=min((options.min_lr or 0.0) / lr, 1.0),
         warmup=options.warmup or 0.0,
     )
+
+
+def _effective(options: Recipe, what: str, chosen: str, users: dict[str, tuple[str, ...]]) -> None:
+    for name, choices in users.items():
+        if getattr(options, name) is not None and chosen not in choices:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} means nothing with --{what} {chosen}", f"add --{what} {choices[0]}, or drop {flag}"
+            )
 
 
 def last_rate(training: Training) -> float:
