@@ -295,6 +295,13 @@ def test_a_finished_run_leaves_nothing_to_rewind_to(folder: Path) -> None:
     assert "run of 3 epochs is over" in refused(folder, "cut", from_epoch=EPOCHS).message
 
 
+def test_a_snapshot_of_another_run_is_said_to_be_one(folder: Path) -> None:
+    assert not rewind(folder, "cut", "base.epoch1").sidecar.history[-1].notes
+    assert not rewind(folder, "both", "base.epoch0").sidecar.history[-1].notes
+    other = rewind(folder, "cut", "adam.epoch2")
+    assert other.sidecar.history[-1].notes == ["--to is no snapshot of the run that was pruned"]
+
+
 def test_a_ticket_is_only_the_initialisation(folder: Path) -> None:
     error = refused(folder, "cut", "base.epoch1", regime="lottery")
     assert "at epoch 1" in error.message

@@ -26,7 +26,7 @@ from prunecli.errors import UsageError
 from prunecli.options.rewind import RewindOptions
 from prunecli.progress import Say, silent
 from prunecli.retraining.recipe import Run, at, begun, fresh, original
-from prunecli.retraining.snapshot import at_start, cut_snapshot, label
+from prunecli.retraining.snapshot import at_start, cut_snapshot, label, other_run
 from prunecli.sidecar import Metrics, Optimizer, Schedule, Training
 from prunecli.training.recipe import last_rate
 
@@ -62,8 +62,8 @@ class Rewound(Written):
 def run(options: RewindOptions, say: Say = silent) -> Rewound:
     """Rewind `options.checkpoint` and write `options.output`. Nothing is trained.
 
-    Raises `UsageError` when the snapshot is of another network or run, lacks something that the pruned network has, or
-    is not at the moment that the regime needs, and `DamagedError` for damaged checkpoints.
+    A snapshot of another run is noted. Raises `UsageError` when it is of another network, lacks something that the
+    pruned network has, or is not at the moment that the regime needs, and `DamagedError` for damaged checkpoints.
     """
     pruned = checkpoints.load(options.checkpoint)
     snapshot = checkpoints.load(options.to) if options.to else None
@@ -85,10 +85,13 @@ def run(options: RewindOptions, say: Say = silent) -> Rewound:
         "regime": regime, "to": snapshot.sha256 if snapshot else None, "from_epoch": options.from_epoch,
         "epochs": options.epochs, "fresh": options.fresh, "carry": options.carry,
     }  # fmt: skip
-    entry = step("rewind", recorded, parent=pruned.sha256, measured=measured(result))
+    notes = other_run(pruned, snapshot) if snapshot else ()
+    for note in notes:
+        say(f"warning: {note}")
+    entry = step("rewind", recorded, parent=pruned.sha256, measured=measured(result), notes=notes)
     result.sidecar.history = [*sidecar.history, entry]
     result.sha256, result.path = checkpoints.save(result, options.output), Path(options.output)
-    return Rewound(result, regime=regime)
+    return Rewound(result, notes, regime)
 
 
 def _earlier(snapshot: Checkpoint, optimizer: Optimizer | None, regime: str, start_fresh: bool) -> Run:

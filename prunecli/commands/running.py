@@ -74,7 +74,9 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
     saving = training.Saving(Path(options.output), options.kept_epochs, options.save_every)
     late = [epoch for epoch in options.kept_epochs if epoch > sidecar.training.epochs]
     if late:
-        raise UsageError(f"--keep {late[0]}: the run has {sidecar.training.epochs} epochs", "keep epochs of the run")
+        raise UsageError(
+            f"--keep {late[0]}: the run ends with epoch {sidecar.training.epochs}", "keep epochs of the run"
+        )
     files.check_folder(saving.output)
     start = _resumed(saving.partial, sidecar, say) if options.resume else None
     if options.resume and start is None and (done := _finished(saving.output, sidecar)):
@@ -124,6 +126,13 @@ def _difference(found: Sidecar, wanted: Sidecar) -> str:
         if (old.command, old.parent) != (new.command, new.parent):
             return f"{old.command} of other weights"
         for key in sorted(old.options | new.options):
-            if old.options.get(key) != new.options.get(key):
-                return f"{key} {old.options.get(key)} there, {new.options.get(key)} now"
+            if difference := _unlike(key, old.options.get(key), new.options.get(key)):
+                return difference
     return ""
+
+
+def _unlike(key: str, old: Any, new: Any) -> str:
+    """The first value that differs, named as deep inside as both have it; empty if none does."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return next(filter(None, (_unlike(name, old.get(name), new.get(name)) for name in sorted(old | new))), "")
+    return "" if old == new else f"{key} {old} there, {new} now"

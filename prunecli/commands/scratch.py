@@ -24,7 +24,7 @@ from prunecli.retraining import weights
 from prunecli.retraining.budget import macs_ratio
 from prunecli.retraining.recipe import original, scratch_run
 from prunecli.retraining.shape import Pruned, dense, sums_of, take_shape
-from prunecli.retraining.snapshot import at_start, cut_snapshot
+from prunecli.retraining.snapshot import at_start, cut_snapshot, other_run
 from prunecli.sidecar import Metrics
 from prunecli.training import describe, image_size, open_data, prepare
 from prunecli.training.run import derived_seed
@@ -45,7 +45,8 @@ class Scratched(Written):
     def text(self) -> str:
         """The result for people."""
         done = "trained for" if self.trained else "not trained, finetune does it:"
-        return super().text() + f"\n  {done} {self.epochs} epochs; the large network has {self.ratio:.2f} x its MACs"
+        length = f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+        return super().text() + f"\n  {done} {length}; the large network has {self.ratio:.2f} x its MACs"
 
 
 def run(options: ScratchOptions, say: Say = silent) -> Scratched:
@@ -58,6 +59,8 @@ def run(options: ScratchOptions, say: Say = silent) -> Scratched:
     source = checkpoints.load(options.checkpoint)
     to = checkpoints.load(options.to) if options.to else None
     guide = checkpoints.load(options.guide) if options.guide else None
+    for note in other_run(source, to) if to else ():
+        say(f"warning: {note}")
     initial, ratio = _initial(source, to, guide, options)
     training = initial.sidecar.training
     assert training is not None  # _initial describes the run

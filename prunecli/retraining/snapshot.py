@@ -75,6 +75,18 @@ def label(checkpoint: Checkpoint) -> str:
     return str(checkpoint.path or "snapshot")
 
 
+def other_run(pruned: Checkpoint, snapshot: Checkpoint) -> tuple[str, ...]:
+    """A note when the steps that made the snapshot are not the first of those that made `pruned`.
+
+    Rewinding to the start of another run is a control that some want on purpose; the same happens by mistake.
+    """
+    ours, theirs = (
+        [(entry.command, entry.parent, entry.options) for entry in checkpoint.sidecar.history]
+        for checkpoint in (pruned, snapshot)
+    )
+    return () if theirs == ours[: len(theirs)] else ("--to is no snapshot of the run that was pruned",)
+
+
 def at_start(snapshot: Checkpoint, flag: str) -> None:
     """Raise `UsageError` naming `flag` unless the snapshot is the original initialisation."""
     training = snapshot.sidecar.training
