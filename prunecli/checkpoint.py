@@ -101,9 +101,9 @@ def _torch_load(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no class of error of its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "save its state_dict() alone: torch.save(model.state_dict(), path)"
-        raise DamagedError(f"{path}: not a file of weights: {reason}", hint) from error
+        # its text speaks of options of torch.load, or is a number
+        raise DamagedError(f"{path}: damaged, or not a file of nothing but weights", hint) from error
 
 
 def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ def _read_sidecar(where: Paths) -> Sidecar:
         raise DamagedError(f"{where.sidecar}: not a valid sidecar: {error}", RESTORE) from error
 
 
-def _version(raw: memoryview) -> object:
+def _version(raw: bytes | memoryview) -> object:
     class Versioned(msgspec.Struct):
         format: object = None
 
@@ -222,14 +222,29 @@ def exists(path: str | Path) -> bool:
 
 
 def check_folder(path: str | Path) -> None:
-    """Raise `PruneError` unless the folder of `path` is there and can be written: better known before the work."""
-    folder = paths(path).weights.parent
+    """Raise `PruneError` unless the folder of `path` is there and can be written: better known before the work.
+
+    `UsageError` when the sidecar's name is that of a JSON file which is no sidecar, such as `package.json`.
+    """
+    where = paths(path)
+    folder = where.weights.parent
     if not folder.is_dir():
         raise PruneError(f"{path}: there is no folder {folder}", f"make it first: mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PruneError(
             f"{path}: the folder {folder} cannot be written", "choose another folder, or change its permissions"
         )
+    with _translated(where.weights, "write"):
+        _refuse_foreign(where.sidecar)
+
+
+def _refuse_foreign(sidecar: Path) -> None:
+    """Raise `UsageError` rather than let a JSON file of someone else's be replaced. A damaged sidecar may be."""
+    with contextlib.suppress(FileNotFoundError), sidecar.open("rb") as file:
+        if (beginning := file.read(64)) and b'"format"' not in beginning and _version(beginning + file.read()) is None:
+            raise UsageError(
+                f"{sidecar} is there and is no sidecar: it would be overwritten", "choose another --output, or move it"
+            )
 
 
 def remove(path: str | Path) -> None:
@@ -254,6 +269,7 @@ def write_pair(
         for target in (where.weights, where.sidecar, where.state):
             if target.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        _refuse_foreign(where.sidecar)
         with _claimed(where) as file:
             renaming = False
             try:

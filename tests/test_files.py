@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from prunecli import files, tensorfile
-from prunecli.errors import DamagedError, PruneError
+from prunecli.errors import DamagedError, PruneError, UsageError
 from prunecli.sidecar import Arch, Cost, Mask, Sidecar
 from prunecli.tensorfile import RawTensor
 
@@ -163,3 +164,24 @@ def test_a_writer_settles_what_a_dead_writer_began(path: Path, monkeypatch: pyte
         write(path, 3)
     assert files.open_pair(path).sidecar.arch.name == "2"
     assert path.with_name("x.state.safetensors").exists()
+
+
+@pytest.mark.parametrize("content", ['{"name": "my-package"}', "[1, 2]", "not JSON at all"])
+def test_a_file_that_is_no_sidecar_is_not_overwritten(path: Path, content: str) -> None:
+    sidecar = path.with_suffix(".json")
+    sidecar.write_text(content)
+    for refused in (lambda: write(path, 1), lambda: files.check_folder(path)):
+        with pytest.raises(UsageError, match=r"would be overwritten"):
+            refused()
+    assert sidecar.read_text() == content
+    assert [entry.name for entry in path.parent.iterdir()] == [sidecar.name]
+
+
+def test_damaged_and_sorted_sidecars_may_be_overwritten(path: Path) -> None:
+    sidecar = path.with_suffix(".json")
+    write(path, 1)
+    whole = sidecar.read_bytes()
+    for content in (b"", whole[:100], json.dumps(json.loads(whole), sort_keys=True).encode()):
+        sidecar.write_bytes(content)
+        write(path, 1)
+        assert sidecar.read_bytes() == whole
