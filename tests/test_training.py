@@ -20,6 +20,7 @@ from prunecli.cli.boundary import run
 from prunecli.errors import DamagedError, Interrupted, PruneError, UsageError
 from prunecli.options.train import FinetuneOptions, TrainOptions
 from prunecli.progress import Silent
+from prunecli.reporting.lineage import chain
 
 TRAIN = TrainOptions(
     arch="lenet5", data="digits", epochs=2, batch_size=256, keep="0,1", threads=1, output="x.safetensors", augment=True
@@ -213,6 +214,20 @@ def test_finetuning_a_snapshot_goes_on_to_the_end_of_the_same_run(base: Path, tm
         )
     )
     assert (tmp_path / "on.safetensors").read_bytes() == base.read_bytes()
+
+
+def test_finetuning_a_snapshot_as_a_new_run_is_said(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["finetune", str(base.with_suffix(".epoch1.safetensors")), "-o", str(tmp_path / "x.safetensors")]
+    assert run([*arguments, "--threads", "1", "--epochs", "1", "--lr", "0.01"]) == 0
+    assert "a new run because of --epochs, --lr: the run at epoch 1 of 4 is left" in capsys.readouterr().err
+    lineage = chain(checkpoints.load(tmp_path / "x.safetensors").sidecar, {})
+    assert lineage[-1].text() == "finetune(epochs=1, optimizer=SGD, lr=0.01)"
+    assert run([*arguments, "--threads", "1"]) == 0
+    assert "a new run" not in capsys.readouterr().err
+    lineage = chain(checkpoints.load(tmp_path / "x.safetensors").sidecar, {})
+    assert "lr=0.02" in lineage[-1].text()  # the base rate, not that of the moment
 
 
 def test_finetuning_a_finished_run_begins_one_at_a_low_constant_rate(base: Path, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from prunecli.commands.running import Written, carry_out
 from prunecli.options import Execution, Recipe
 from prunecli.options.train import FinetuneOptions
 from prunecli.progress import Say, silent
-from prunecli.sidecar import Sidecar
+from prunecli.sidecar import Sidecar, Training
 
-# options that leave the run of the checkpoint what it is
-HARMLESS = {f.name for f in fields(Execution)} | {"data", "data_arg", "val"}
+DATA_OPTIONS = {"data", "data_arg", "val"}
+# options that describe a run; the others leave the run of the checkpoint what it is
+DESCRIBING = [f.name for f in fields(Recipe) if f.name not in {g.name for g in fields(Execution)} | DATA_OPTIONS]
 
 
 def run(options: FinetuneOptions, say: Say = silent) -> Written:
@@ -27,12 +28,17 @@ def run(options: FinetuneOptions, say: Say = silent) -> Written:
     base = checkpoints.load(options.checkpoint)
     data = training.open_data(base.sidecar.data, options, training.image_size(base.sidecar))
     base.sidecar.data = data.info
-    if not _goes_on(base.sidecar, options):
+    described = [name for name in DESCRIBING if getattr(options, name) is not None]
+    unfinished = _unfinished(base.sidecar)
+    if unfinished and described:
+        flags = ", ".join("--" + name.replace("_", "-") for name in described)
+        say(f"a new run because of {flags}: the run at epoch {unfinished.epoch} of {unfinished.epochs} is left")
+    if described or not unfinished:
         training.begin_again(base, options, carry=options.carry)
     return carry_out("finetune", base, data, options, say)
 
 
-def _goes_on(sidecar: Sidecar, options: FinetuneOptions) -> bool:
-    described = [f.name for f in fields(Recipe) if f.name not in HARMLESS and getattr(options, f.name) is not None]
+def _unfinished(sidecar: Sidecar) -> Training | None:
+    """The run that the checkpoint is in the middle of."""
     spec = sidecar.training
-    return spec is not None and sidecar.optimizer is not None and spec.epoch < spec.epochs and not described
+    return spec if spec and sidecar.optimizer is not None and spec.epoch < spec.epochs else None

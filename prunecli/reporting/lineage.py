@@ -35,7 +35,9 @@ class Link:
 
     def text(self) -> str:
         """`prune(method=l1, sparsity=0.5)`."""
-        shown = dict(_shown(self.options))
+        shown: dict[str, Any] = {}
+        for key, value in _shown(self.options):
+            shown.setdefault(key, value)  # the run's base rate comes before the optimizer's rate of the moment
         return f"{self.command}({', '.join(f'{key}={_short(shown[key])}' for key in SHOWN if key in shown)})"
 
     def data(self) -> dict[str, Any]:
