@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli import encoding, files, models
-from prunecli.errors import DamagedError, PruneError
+from prunecli.errors import DamagedError, PruneError, UsageError
 from prunecli.sidecar import Arch, Array, DType, Mask, Sidecar
 from prunecli.tensorfile import CODES, RawTensor
 
@@ -209,8 +209,8 @@ def _dense(arch: Arch, trust: Collection[str], path: str | Path) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             return models.build(arch.name, arch.args, trust)
-    except PruneError as error:
-        if ":" in arch.name and not arch.name.startswith("torchvision:"):
+    except UsageError as error:
+        if ":" in arch.name and not arch.name.startswith(("torchvision:", "timm:")):
             raise  # the user's own code, or the user's trust in it
         raise DamagedError(f"{path}: {error.message}", error.hint) from error
 

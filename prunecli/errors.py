@@ -62,9 +62,9 @@ class Interrupted(PruneError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """A hint that names the choice closest to `word`, or all of them when none is close."""
+    """A hint that names the choices closest to `word`, or all of them when none is close and they fit on a screen."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(word, choices, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word, choices, n=3, cutoff=0.5 if len(choices) <= 200 else 0.0)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "choose one of " + ", ".join(choices) if choices else "there is nothing to choose from"

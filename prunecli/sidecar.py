@@ -79,7 +79,8 @@ class FileRef(Strict, kw_only=True):
 class Arch(Strict, kw_only=True):
     """How the *dense* network is built.
 
-    name: A built-in network, `torchvision:NAME`, or `package.module:function`, which is only imported when trusted.
+    name: A built-in network, `torchvision:NAME`, `timm:NAME`, or `package.module:function`, which is only imported when
+        trusted.
     args: Keyword arguments of its constructor.
     """
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunecli import models
-from prunecli.errors import UsageError
+from prunecli.errors import PruneError, UsageError
 from prunecli.models.resnet import option_a
 from prunecli.vision import torchvision
 
@@ -211,6 +211,9 @@ def test_input_shapes() -> None:
     assert models.input_shape("resnet50", {"stem": "cifar"}) == (3, 32, 32)
     assert models.input_shape("torchvision:vit_b_16", {"image_size": 64}) == (3, 64, 64)
     assert models.input_shape("torchvision:inception_v3", {}) == (3, 299, 299)
+    assert models.input_shape("timm:resnet10t", {}) == (3, 176, 176)
+    assert models.input_shape("timm:vit_tiny_patch16_224", {"img_size": 32, "in_chans": 1}) == (1, 32, 32)
+    assert models.input_shape("timm:vit_tiny_patch16_224", {"img_size": [32, 64]}) == (3, 32, 64)
     assert models.input_shape("mine:network", {}) is None
     for name, args in (("resnet20", {"in_channels": "3"}), ("torchvision:vit_b_16", {"image_size": 0}), ("resnet", {})):
         with pytest.raises(UsageError):
@@ -257,6 +260,14 @@ WRONG = [
     ("torchvision:resnet18", {"norm_layer": "os.system"}, "not callable", "--arch-arg"),
     ("torchvision:densenet121", {"bn_size": 10**14}, "bn_size=100000000000000", "--arch-arg"),
     ("torchvision:vit_b_16", {"image_size": 225}, "image_size=225", "--arch-arg"),
+    ("timm:resnet10", {}, "'resnet10'", "'resnet10t'"),
+    ("timm:", {}, "''", "did you mean"),
+    ("timm:resnet10t.no_such_tag", {}, "'resnet10t.no_such_tag'", "'resnet10t'"),
+    ("timm:hf-hub:timm/resnet10t", {}, "'hf-hub:timm/resnet10t'", "did you mean"),
+    ("timm:resnet10t", {"pretrained": True}, "'pretrained'", "num_classes"),
+    ("timm:resnet10t", {"checkpoint_path": "x"}, "'checkpoint_path'", "did you mean"),
+    ("timm:resnet10t", {"num_classes": 0}, "'num_classes'", "default, 1000"),
+    ("timm:resnet10t", {"img_size": 32}, "img_size=32", "--arch-arg"),
     ("no such:thing", {}, "no such:thing", "package.module:function"),
     ("os:system", {"command": "true"}, "os:system", "--trust os"),
 ]
@@ -287,6 +298,24 @@ def test_torchvision_networks_are_built_on_meta(name: str) -> None:
     assert all(tensor.is_meta for tensor in network.state_dict().values())
     shape = models.input_shape(f"torchvision:{name}", {})
     assert network.eval()(torch.empty(2, *shape, device="meta")).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "resnet10t.c3_in1k", "inception_v4", "levit_128s", "swin_tiny_patch4_window7_224"]
+)
+def test_timm_networks_are_built_on_meta(name: str) -> None:
+    network = on_meta(f"timm:{name}", {"num_classes": 5})
+    assert all(tensor.is_meta for tensor in network.state_dict().values())
+    shape = models.input_shape(f"timm:{name}", {})
+    assert network.eval()(torch.empty(2, *shape, device="meta")).shape == (2, 5)
+
+
+def test_without_timm_its_networks_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(PruneError) as caught:
+        models.build("timm:resnet10t", {})
+    assert "timm is not installed" in caught.value.message
+    assert "pip install 'prunecli[timm]'" in caught.value.hint
 
 
 def test_segmentation_networks_do_not_download_their_backbone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Networks from outside: torchvision's by name, and a user's function when its module is trusted."""
+"""Networks from outside: torchvision's and timm's by name, and a user's function when its module is trusted."""
 
 from __future__ import annotations
 
@@ -6,52 +6,62 @@ import contextlib
 import inspect
 from collections.abc import Callable, Collection
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from prunecli.errors import UsageError, nearest
+from prunecli.errors import PruneError, UsageError, nearest
 from prunecli.models.arguments import Classes, convert
-from prunecli.models.registry import TORCHVISION
+from prunecli.models.registry import TIMM, TORCHVISION
 from prunecli.trust import load_object
 
-# Downloads are not for a constructor, and a progress bar would be theirs.
-NOT_ARGUMENTS = {"self", "kwargs", "args", "weights", "weights_backbone", "progress", "quantize"}
+# Downloads are not for a constructor, and a progress bar would be theirs; devices are chosen by --device.
+NOT_ARGUMENTS = {"self", "kwargs", "args", "weights", "weights_backbone", "progress", "quantize", "pretrained"}
+NOT_ARGUMENTS |= {"device", "dtype"}
+# What timm's builders take beyond the parameters of the class that they return, which not all of them name.
+TIMM_ARGUMENTS = ("num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate")
+TIMM_INPUT = (3, 224, 224)  # of the few networks that timm has no configuration for
 
 
 def build(name: str, args: dict[str, Any], trust: Collection[str] = ()) -> nn.Module:
-    """The network of `torchvision:NAME` or `package.module:function`, called with `args`. Raises UsageError.
+    """The network of `torchvision:NAME`, `timm:NAME` or `package.module:function`, called with `args`.
 
-    Under `torch.device("meta")`, a user's constructor that needs values of its weights raises torch's RuntimeError.
+    Raises UsageError, and PruneError where timm is not installed. Under `torch.device("meta")`, a user's constructor
+    that needs values of its weights raises torch's RuntimeError.
     """
-    if name.startswith(TORCHVISION):
-        builder = _torchvision_builder(name)
+    if name.startswith((TORCHVISION, TIMM)):
         known = options(name)
         if unknown := [key for key in args if key not in known]:
             raise UsageError(f"{name} has no argument {unknown[0]!r}", nearest(unknown[0], known))
         if "num_classes" in args:
             convert(name, "num_classes", args["num_classes"], Classes, known["num_classes"])
-        return _call(name, partial(builder, **_offline(builder)), args)
-    return _call(name, _user_function(name, trust), args)
+    return _call(name, _builder(name, trust), args)
 
 
 def options(name: str, trust: Collection[str] = ()) -> dict[str, Any]:
-    """The arguments of the network and their defaults, None where they have none. Raises UsageError."""
-    if name.startswith(TORCHVISION):
-        builder = _torchvision_builder(name)
+    """The arguments of the network and their defaults, None where they have none. Raises as `build` does."""
+    builder = _builder(name, trust)
+    functions: list[Callable[..., Any]] = [builder]
+    if name.startswith((TORCHVISION, TIMM)):
         network_class = inspect.signature(builder, eval_str=True).return_annotation
-        functions = [builder, *(c.__init__ for c in network_class.__mro__ if c not in nn.Module.__mro__)]
-    else:
-        functions = [_user_function(name, trust)]
+        functions += [c.__init__ for c in network_class.__mro__ if c not in nn.Module.__mro__]
     found: dict[str, Any] = {}
     for function in functions:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.name not in NOT_ARGUMENTS:
                 default = None if parameter.default is parameter.empty else parameter.default
                 found.setdefault(parameter.name, default)
-    return found
+    return found | {key: found.get(key) for key in TIMM_ARGUMENTS if name.startswith(TIMM)}
+
+
+def timm_input(name: str) -> tuple[int, int, int]:
+    """The input (C, H, W) that timm's configuration of `timm:NAME` or `timm:NAME.TAG` has. Raises as `build`."""
+    timm, short = _timm(name)
+    config = timm.get_pretrained_cfg(short)
+    return tuple(config.input_size) if config else TIMM_INPUT
 
 
 class _SizesOnHost(TorchFunctionMode):
@@ -75,7 +85,7 @@ def _call(name: str, function: Callable[..., Any], args: dict[str, Any]) -> nn.M
         with _SizesOnHost() if meta else contextlib.nullcontext():
             network = function(**args)
     except Exception as error:  # constructors raise anything
-        if meta and isinstance(error, RuntimeError) and not name.startswith(TORCHVISION):
+        if meta and isinstance(error, RuntimeError) and not name.startswith((TORCHVISION, TIMM)):
             raise  # a user's constructor may compute with values, which meta tensors have not: build it on a device
         given = ", ".join(f"{key}={value!r}" for key, value in args.items())
         raise UsageError(f"{name} failed to build with ({given}): {_say(error)}", "check its --arch-arg") from error
@@ -83,6 +93,16 @@ def _call(name: str, function: Callable[..., Any], args: dict[str, Any]) -> nn.M
         message = f"{name} returned an object of class {type(network).__name__}"
         raise UsageError(message, "the function must return a torch.nn.Module")
     return network.to("meta") if meta else network
+
+
+def _builder(name: str, trust: Collection[str]) -> Callable[..., Any]:
+    if name.startswith(TORCHVISION):
+        return _torchvision_builder(name)
+    if name.startswith(TIMM):
+        timm, short = _timm(name)
+        network, _, tag = short.partition(".")
+        return partial(timm.model_entrypoint(network), pretrained_cfg=tag or None)
+    return _user_function(name, trust)
 
 
 def _user_function(name: str, trust: Collection[str]) -> Callable[..., Any]:
@@ -103,7 +123,25 @@ def _torchvision_builder(name: str) -> Callable[..., Any]:
     known = torchvision.models.list_models()
     if short not in known:
         raise UsageError(f"torchvision has no network {short!r}", nearest(short, known))
-    return torchvision.models.get_model_builder(short)  # type: ignore[no-any-return]
+    builder = torchvision.models.get_model_builder(short)
+    return partial(builder, **_offline(builder))
+
+
+def _timm(name: str) -> tuple[ModuleType, str]:
+    """The package, and the name in it."""
+    import prunecli.vision  # noqa: F401  # timm imports torchvision
+
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        raise PruneError(f"{name}: timm is not installed", "install it with: pip install 'prunecli[timm]'") from None
+    short = name.removeprefix(TIMM)
+    known = {*timm.list_models(), *timm.list_models(pretrained=True)}  # the latter with tags, as NAME.TAG
+    if short not in known:
+        raise UsageError(f"timm has no network {short!r}", nearest(short, known))
+    return timm, short
 
 
 def _offline(builder: Callable[..., Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The networks by name: one table of the built-in ones, and `torchvision:NAME` and `package.module:function` beside it.
+"""The networks by name: one table of the built-in ones, and those of other packages and of the user beside it.
 
 Importing this loads no torch; building a network does.
 """
@@ -57,6 +57,7 @@ NETWORKS = {
 }
 WIDE = re.compile(r"wrn-([1-9][0-9]{0,3})-([1-9][0-9]{0,3})")
 TORCHVISION = "torchvision:"
+TIMM = "timm:"
 
 
 def names() -> list[str]:
@@ -68,6 +69,7 @@ def describe() -> dict[str, str]:
     """One line for each thing that `--arch` takes."""
     outside = {
         "torchvision:NAME": "any network of torchvision, such as torchvision:mobilenet_v2",
+        "timm:NAME": "any network of timm, such as timm:resnet10t",
         "package.module:function": "your own function that returns a torch.nn.Module",
     }
     return {name: row.about for name, row in NETWORKS.items()} | outside
@@ -102,8 +104,18 @@ def options(name: str, trust: Collection[str] = ()) -> dict[str, Any]:
 def input_shape(name: str, args: dict[str, Any]) -> tuple[int, int, int] | None:
     """The input (C, H, W) that the network was made for; None for a user's function, which takes what its data has.
 
-    Raises UsageError for an unknown built-in name, and for sizes in `args` that are none.
+    Raises UsageError for an unknown built-in or timm name and for sizes in `args` that are none, PruneError where a
+    name needs timm and it is not installed.
     """
+    if name.startswith(TIMM):
+        from prunecli.models import external
+
+        shape = external.timm_input(name)
+        sides = args.get("img_size", shape[1:])
+        sides = sides if isinstance(sides, list | tuple) and len(sides) == 2 else (sides, sides)
+        height, width = (arguments.convert(name, "img_size", s, arguments.ImageSide, shape[1]) for s in sides)
+        channels = arguments.convert(name, "in_chans", args.get("in_chans", shape[0]), arguments.Channels, shape[0])
+        return channels, height, width
     if name.startswith(TORCHVISION):
         side = 299 if "inception" in name else 224
         side = arguments.convert(name, "image_size", args.get("image_size", side), arguments.ImageSide, side)
@@ -124,7 +136,8 @@ def _row(name: str) -> Row:
         return Row("wrn", "wrn", f"wide ResNet-{depth}-{widen} for CIFAR", (int(depth), int(widen)))
     if name not in NETWORKS:
         message = f"there is no network {name!r}"
-        raise UsageError(message, nearest(name, [*NETWORKS, "wrn-D-K", "torchvision:NAME", "package.module:function"]))
+        outside = ("wrn-D-K", "torchvision:NAME", "timm:NAME", "package.module:function")
+        raise UsageError(message, nearest(name, [*NETWORKS, *outside]))
     return NETWORKS[name]
 
 

@@ -41,7 +41,9 @@ class RunOptions(Recipe):
 class TrainOptions(RunOptions):
     """Train a network from new or given weights."""
 
-    arch: str = option("", "Network: a built-in name, torchvision:NAME, or package.module:function.", metavar="ARCH")
+    arch: str = option(
+        "", "Network: a built-in name, torchvision:NAME, timm:NAME, or package.module:function.", metavar="ARCH"
+    )
     arch_arg: tuple[str, ...] = option((), "Argument of the network. Repeatable.", metavar="KEY=VALUE")
     image_size: int | None = option(None, "Height and width of the images (default: the network's).", metavar="PIXELS")
     init: str | None = option(None, "Start from these weights (.safetensors, .pt, .pth; weights only).", metavar="FILE")
