@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunecli import encoding, files, models
 from prunecli.errors import DamagedError, PruneError, UsageError
+from prunecli.models.unfilled import unfilled
 from prunecli.sidecar import Arch, Array, DType, Mask, Sidecar
 from prunecli.tensorfile import CODES, RawTensor
 
@@ -202,7 +203,7 @@ def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", trust: 
 
 def _dense(arch: Arch, trust: Collection[str], path: str | Path) -> nn.Module:
     """The dense network, without memory or initialisation of what the checkpoint will fill."""
-    with contextlib.suppress(Exception), torch.device("meta"):  # a constructor that computes with values cannot
+    with contextlib.suppress(Exception), unfilled():  # a constructor that computes with values cannot
         network = models.build(arch.name, arch.args, trust)
         if not any(tensor.is_meta for tensor in _unstored(network)):
             return network

@@ -92,7 +92,9 @@ def _call(name: str, function: Callable[..., Any], args: dict[str, Any]) -> nn.M
     if not isinstance(network, nn.Module):
         message = f"{name} returned an object of class {type(network).__name__}"
         raise UsageError(message, "the function must return a torch.nn.Module")
-    return network.to("meta") if meta else network
+    if meta and not all(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
+        network.to("meta")
+    return network
 
 
 def _builder(name: str, trust: Collection[str]) -> Callable[..., Any]:
