@@ -13,6 +13,7 @@ from prunecli.surgery.call import Call, Labels, labels_of, set_labels
 from prunecli.surgery.compute import elementwise
 from prunecli.surgery.layers import Layers, along
 from prunecli.surgery.ledger import Ledger
+from prunecli.surgery.quick import quick
 from prunecli.surgery.rules import RULES, Rule
 from prunecli.surgery.twin import META, own_tensors
 
@@ -89,10 +90,13 @@ class LabelMode(TorchDispatchMode):
             self._inside -= 1
             if parts is not NotImplemented:
                 return parts
-        out = func(*args, **kwargs)
         names = [argument.name for argument in func._schema.arguments]
         defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
-        call = Call(self.ledger, op, defaults | dict(zip(names, args, strict=False)) | kwargs, out, self.layer)
+        named = defaults | dict(zip(names, args, strict=False)) | kwargs
+        out = quick(op, named, in_place=func._schema.is_mutable)
+        if out is None:
+            out = func(*args, **kwargs)
+        call = Call(self.ledger, op, named, out, self.layer)
         self._carry(call, rule or _refuse, tensors)
         return out
 

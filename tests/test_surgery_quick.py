@@ -1,0 +1,76 @@
+"""Results that are made without PyTorch's meta kernels are the ones that those would have made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import batch_norm, layer_norm, linear
+
+from prunecli.surgery.quick import quick
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "permuted": lambda x: x.permute(0, 2, 3, 1),
+    "transposed": lambda x: x.transpose(2, 3),
+    "sliced": lambda x: x[:, :, ::2],
+    "expanded": lambda x: x[:, :1].expand(2, 6, 5, 4),
+}
+POINTWISE = ["relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "leaky_relu", "elu"]
+
+
+def _meta(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _looks(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.stride(), x.dtype, x.device
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_look_like_those_of_pytorch(layout: str, dtype: torch.dtype) -> None:
+    x = LAYOUTS[layout](_meta(2, 6, 5, 4)).to(dtype)
+    channels, last = x.shape[1], x.shape[3]
+    scale, statistics, weight = _meta(last).to(dtype), _meta(channels).to(dtype), _meta(3, last).to(dtype)
+    for op in POINTWISE:
+        result = quick(op, {"self": x}, in_place=False)
+        assert result is not None
+        assert _looks(result) == _looks(getattr(torch.nn.functional, op)(x))
+    pairs = {
+        "batch_norm": ({"running_mean": statistics, "running_var": statistics}, batch_norm(x, statistics, statistics)),
+        "layer_norm": ({"normalized_shape": [last], "weight": scale}, layer_norm(x, [last], scale)),
+        "linear": ({"weight": weight, "bias": None}, linear(x, weight)),
+    }
+    for op, (args, expected) in pairs.items():
+        result = quick(op, {"input": x, **args}, in_place=False)
+        assert result is not None
+        assert _looks(result) == _looks(expected)
+
+
+def test_an_operation_in_place_returns_its_input() -> None:
+    x = _meta(2, 6)
+    assert quick("hardtanh", {"self": x}, in_place=True) is x
+
+
+@pytest.mark.parametrize(
+    "op, args",
+    [
+        ("batch_norm", {"input": _meta(2, 6, 4, 4), "running_mean": _meta(5)}),
+        ("batch_norm", {"input": _meta(2, 6, 4, 4), "weight": _meta(1)}),
+        ("layer_norm", {"input": _meta(2, 6), "normalized_shape": [5]}),
+        ("layer_norm", {"input": _meta(2, 6), "normalized_shape": [6], "weight": _meta(5)}),
+        ("layer_norm", {"input": _meta(6), "normalized_shape": [2, 6]}),
+        ("linear", {"input": _meta(2, 6), "weight": _meta(3, 5), "bias": None}),
+        ("linear", {"input": _meta(2, 6), "weight": _meta(3, 6), "bias": _meta(2)}),
+        ("linear", {"input": _meta(2, 6), "weight": _meta(3, 6).half(), "bias": None}),
+        ("sigmoid", {"self": torch.empty(2, dtype=torch.int64, device="meta")}),
+        ("relu", {"self": torch.ones(2)}),
+        ("conv2d", {"input": _meta(2, 3, 8, 8)}),
+    ],
+)
+def test_pytorch_decides_about_everything_else(op: str, args: dict[str, Any]) -> None:
+    assert quick(op, args, in_place=False) is None
