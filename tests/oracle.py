@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from prunecli.surgery import Plan, Structure, apply, trace
+from prunecli import checkpoint as checkpoints
+from prunecli.sidecar import Arch, Cost, Sidecar
+from prunecli.surgery import Plan, Structure, apply, replay, trace
 
 TOLERANCE = 1e-9
 
@@ -72,6 +76,33 @@ def check_dead(network: nn.Module, inputs: tuple[Any, ...], plan: Plan | None = 
     for train in (False, True):
         same(network.train(train), cut.train(train), inputs)
     return structure
+
+
+def check_saved(network: nn.Module, inputs: tuple[Any, ...], *, seed: int = 0) -> None:
+    """A cut network is the same after it was saved and loaded, and the record of the cut makes it of the dense one."""
+    network = randomise(network, seed)
+    inputs = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
+    structure, cut, again = trace(network, *inputs), copy.deepcopy(network), copy.deepcopy(network)
+    record = apply(cut, structure, half(structure, seed))
+    replay(again, record)
+    for tensor in network.parameters():  # so that what is loaded can only be that of the file
+        tensor.data.zero_()
+    _dense["network"] = network
+    with TemporaryDirectory() as folder:
+        sidecar = Sidecar(arch=Arch(name=f"{__name__}:dense"), cost=Cost(input=[1]), surgery=record)
+        checkpoints.save(checkpoints.Checkpoint(cut.state_dict(), sidecar), Path(folder) / "cut.safetensors")
+        loaded = checkpoints.build(checkpoints.load(Path(folder) / "cut.safetensors"), trust=[__name__])
+    for train in (False, True):
+        same(cut.train(train), again.train(train), inputs)
+        same(cut.train(train), loaded.train(train), inputs)
+
+
+_dense: dict[str, nn.Module] = {}
+
+
+def dense() -> nn.Module:
+    """The dense network of the checkpoint that is being checked."""
+    return copy.deepcopy(_dense["network"])
 
 
 def zero(network: nn.Module, structure: Structure, plan: Plan, roles: tuple[str, ...]) -> None:

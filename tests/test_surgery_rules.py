@@ -233,8 +233,8 @@ FROZEN: dict[str, tuple[Net, Tensor, set[str], str]] = {
     "select": (_between(lambda x: x[:, 3][:, None], 1), IMAGE, {"a"}, "select"),
     "roll": (_between(lambda x: x.roll(3, 1)), IMAGE, {"a"}, "roll"),
     "soft-max": (_simple(lambda x: x.softmax(1)), IMAGE, {"a"}, "softmax"),
-    "mean over channels": (_between(lambda x: x.mean(1, keepdim=True), 1), IMAGE, {"a"}, "mean"),
-    "no rule": (_simple(lambda x: x.cumprod(1)), IMAGE, {"a"}, "cumprod"),
+    "maximum of channels": (_between(lambda x: x.amax(1, keepdim=True), 1), IMAGE, {"a"}, "amax"),
+    "no rule": (_simple(lambda x: x.renorm(2, 1, 1)), IMAGE, {"a"}, "renorm"),
     "full constant": (_simple(lambda x: x + torch.arange(8, device=x.device)[:, None, None]), IMAGE, {"a"}, "add"),
     "written into zeros": (
         Net(lambda n, x: pooled(n, n.b(n.p(n.a(x)))), a=conv(3, 8), p=Place(), b=conv(8, 6), fc=nn.Linear(6, 4)),

@@ -61,6 +61,11 @@ class Call:
         """Shape and layers of an argument."""
         return tuple(self.args[name].shape), labels_of(self.args[name]).layers
 
+    def broadcast(self, tensor: Tensor) -> Operand:
+        """The same of a tensor; where it was expanded it counts as what is still to be broadcast, of size 1."""
+        sizes = zip(tensor.shape, tensor.stride(), strict=True)
+        return tuple(1 if stride == 0 else size for size, stride in sizes), labels_of(tensor).layers
+
     def layers(self, name: str) -> Layers:
         """Layers of an argument."""
         return labels_of(self.args[name]).layers

@@ -1,16 +1,16 @@
-"""Rules of the operations that compute: element-wise, products, normalisations, reductions, windows."""
+"""Rules of the operations that compute place by place: element-wise ones, convolutions, windows of positions."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from prunecli.surgery.call import Call, labels_of
-from prunecli.surgery.layers import Layers, Operand, along, fix_support, support
+from prunecli.surgery.call import Call
+from prunecli.surgery.layers import Layers, along, fix_support
 
 
 def elementwise(call: Call) -> Layers:
     """Operands that vary along common axes are tied: residual additions, gates, scales, position embeddings."""
-    return call.unite([(tuple(t.shape), labels_of(t).layers) for t in call.tensors()])
+    return call.unite([call.broadcast(tensor) for tensor in call.tensors()])
 
 
 def gated(call: Call) -> Layers:
@@ -63,114 +63,6 @@ def _same_positions(call: Call, inputs: Tensor, first: Tensor, second: Tensor, t
     call.ledger.tie(first, first[0], call.why)
     call.ledger.tie(inputs, first[0] if transposed else second, call.why)
     return second.repeat(len(first)) if transposed else first.reshape(-1)
-
-
-def linear(call: Call) -> Layers:
-    """x [..., k] times weight [n, k] transposed, plus bias [n]."""
-    (x_shape, x), (w_shape, w) = call.operand("input"), call.operand("weight")
-    return _product(call, (x_shape, x), (w_shape, w), call.args.get("bias"), ("input", "weight"))
-
-
-def matmul_2d(call: Call) -> Layers:
-    """mm and addmm: [m, k] times [k, n], plus a broadcast `self`."""
-    left, right = ("mat1", "mat2") if "mat1" in call.args else ("self", "mat2")
-    bias = call.args["self"] if left == "mat1" else None
-    return _product(call, call.operand(left), _transposed(call.operand(right)), bias, (left, right))
-
-
-def matmul_batched(call: Call) -> Layers:
-    """bmm and baddbmm: [b, m, k] times [b, k, n], plus a broadcast `self`."""
-    left, right = ("batch1", "batch2") if "batch1" in call.args else ("self", "mat2")
-    bias = call.args["self"] if left == "batch1" else None
-    return _product(call, call.operand(left), _transposed(call.operand(right)), bias, (left, right))
-
-
-def _transposed(operand: Operand) -> Operand:
-    shape, layers = operand
-    return (*shape[:-2], shape[-1], shape[-2]), tuple(layer.transpose(-1, -2) for layer in layers)
-
-
-def _product(call: Call, a: Operand, b: Operand, bias: Tensor | None, names: tuple[str, str]) -> Layers:
-    """a [..., m, k] times b [..., n, k] transposed: seen as [..., m, n, k], tied along k, summed over k."""
-    for operand, name in zip((a, b), names, strict=True):
-        for layer in operand[1]:
-            call.mark(name, layer, "in" if layer.shape[-1] > 1 else "out")
-    left = (*a[0][:-1], 1, a[0][-1]), tuple(layer.unsqueeze(-2) for layer in a[1])
-    right = (*b[0][:-2], 1, *b[0][-2:]), tuple(layer.unsqueeze(-3) for layer in b[1])
-    summed = [(shape, tuple(x for x in layers if x.shape[-1] > 1)) for shape, layers in (left, right)]
-    call.unite(summed)
-    rest = [(shape[:-1], tuple(x.squeeze(-1) for x in layers if x.shape[-1] == 1)) for shape, layers in (left, right)]
-    result = call.unite(rest)
-    if len(call.shape) < len(rest[0][0]):  # a vector times a matrix
-        result = tuple(layer.squeeze(-2) for layer in result)
-    if bias is None:
-        return result
-    return call.unite([(call.shape, result), (tuple(bias.shape), labels_of(bias).layers)])
-
-
-def embedding(call: Call) -> Layers:
-    """Rows are looked up by index and stay; columns start a labelling."""
-    call.ledger.fix(call.nodes("weight", 0), f"{call.why}: rows are looked up by index")
-    columns = call.nodes("weight", 1)
-    call.mark("weight", columns, "out")
-    return along(columns, -1, len(call.shape))
-
-
-def batch_norm(call: Call) -> Layers:
-    """Ties scale, shift and running statistics to the channels; exact, each channel is normalised alone."""
-    ndim = call.args["input"].ndim
-    layers = fix_support(call.ledger, call.layers("input"), set(range(ndim)) - {1}, call.why)
-    return _tie_affine(call, layers, 1, ("weight", "bias", "running_mean", "running_var"))
-
-
-def group_norm(call: Call) -> Layers:
-    """Channels of one group are normalised together: the same positions of every group, and the function changes."""
-    channels = call.nodes("input", 1)
-    groups = call.args["num_groups"] if "num_groups" in call.args else call.args["group"]
-    if groups < len(channels):
-        blocks = channels.view(groups, -1)
-        call.ledger.tie(blocks, blocks[0], call.why)
-        call.ledger.change(channels, f"{call.why} normalises over channels that are cut")
-    layers = fix_support(call.ledger, call.layers("input"), set(range(call.args["input"].ndim)) - {1}, call.why)
-    return _tie_affine(call, layers, 1, ("weight", "bias"))
-
-
-def layer_norm(call: Call) -> Layers:
-    """Ties scale and shift; normalises over the cut axis, so that the function changes."""
-    shape, layers = call.operand("input")
-    normalised = set(range(len(shape) - len(call.args["normalized_shape"]), len(shape)))
-    for layer in layers:
-        if support(layer) & normalised:
-            call.ledger.change(layer, f"{call.why} normalises over channels that are cut")
-    return elementwise(call)
-
-
-def _tie_affine(call: Call, layers: Layers, axis: int, names: tuple[str, ...]) -> Layers:
-    ndim = call.args["input"].ndim
-    operands: list[Operand] = [(call.shape, layers)]
-    for name in names:
-        if call.args.get(name) is not None:
-            nodes = call.nodes(name, 0)
-            call.mark(name, nodes, "norm")
-            operands.append(([len(nodes) if d == axis else 1 for d in range(ndim)], along(nodes, axis, ndim)))
-    return call.unite(operands)
-
-
-def reduction(call: Call) -> Layers:
-    """Sums, means, extrema over axes without labels; labelled axes that are reduced are fixed."""
-    shape, layers = call.operand("self" if "self" in call.args else "input")
-    axes = call.axes("dim", len(shape))
-    layers = fix_support(call.ledger, layers, axes, f"{call.why} reduces over channels")
-    if len(call.shape) == len(shape):
-        return layers
-    kept = [d for d in range(len(shape)) if d not in axes]
-    return tuple(layer.reshape([layer.shape[d] for d in kept]) for layer in layers)
-
-
-def along_axis(call: Call) -> Layers:
-    """Soft-max, cumulative sums, sorting: same shape, but values mix along `dim`."""
-    shape, layers = call.operand("self")
-    return fix_support(call.ledger, layers, call.axes("dim", len(shape)), f"{call.why} mixes channels")
 
 
 def pool_1d(call: Call) -> Layers:

@@ -40,7 +40,7 @@ def compact(layer: Tensor) -> Tensor:
 
 
 def unite(ledger: Ledger, operands: Sequence[Operand], why: str) -> Layers:
-    """Layers of an element-wise result: operands broadcast, and what varies along common axes is tied.
+    """Layers of an element-wise result: operands broadcast, and what varies along common axes of several is tied.
 
     An operand of size 1 along such an axis is broadcast whatever the cut; one of full size without labels is constant
     there, and no cut may run along that axis.
@@ -58,12 +58,15 @@ def unite(ledger: Ledger, operands: Sequence[Operand], why: str) -> Layers:
             clusters.append((axes, members))
     result: list[Tensor] = []
     for axes, members in clusters:
-        chosen = min((layer for _, layer in members), key=Tensor.numel)
-        for _, layer in members:
-            if layer is not chosen:
-                ledger.tie(chosen, layer, why)
-        left: Layers = (chosen,)
-        for number in set(range(len(shapes))) - {number for number, _ in members}:
+        left: Layers = tuple(layer for _, layer in members)
+        labelled = {number for number, _ in members}
+        if len(labelled) > 1:
+            chosen = min(left, key=Tensor.numel)
+            for layer in left:
+                if layer is not chosen:
+                    ledger.tie(chosen, layer, why)
+            left = (chosen,)
+        for number in set(range(len(shapes))) - labelled:
             for axis in (d for d in axes if shapes[number][d] > 1):
                 left = rigid(ledger, left, axis, why)
         result.extend(left)

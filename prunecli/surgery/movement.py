@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_nodes
@@ -140,3 +142,44 @@ def pixel_unshuffle(call: Call) -> Layers:
     ndim = call.args["self"].ndim
     layers = fix_support(call.ledger, call.layers("self"), {ndim - 1, ndim - 2}, call.why)
     return tuple(x.repeat_interleave(factor**2, ndim - 3) if x.shape[ndim - 3] > 1 else x for x in layers)
+
+
+def channel_shuffle(call: Call) -> Layers:
+    """Channels of every group are dealt out in turn: the same positions of every group."""
+    groups = call.args["groups"]
+    result = []
+    for layer in call.layers("self"):
+        if layer.shape[1] > 1:
+            blocks = layer.unflatten(1, (groups, -1))
+            call.ledger.tie(blocks, blocks[:, :1], call.why)
+            layer = blocks.transpose(1, 2).flatten(1, 2)
+        result.append(layer)
+    return tuple(result)
+
+
+def rot90(call: Call) -> Layers:
+    """A rotation, of the labels too."""
+    return tuple(layer.rot90(call.args["k"], call.args["dims"]) for layer in call.layers("self"))
+
+
+def windows(call: Call) -> Layers:
+    """`x.unfold`: overlapping windows of one axis, along a new last one."""
+    layers = rigid(call.ledger, call.layers("self"), call.args["dimension"] % call.args["self"].ndim, call.why)
+    return tuple(layer.unsqueeze(-1) for layer in layers)
+
+
+def unfold(call: Call) -> Layers:
+    """im2col: the pixels of a window become blocks of channels that hold the same unit."""
+    ndim = call.args["self"].ndim
+    layers = fix_support(call.ledger, call.layers("self"), {ndim - 1, ndim - 2}, call.why)
+    pixels = prod(call.args["kernel_size"])
+    return tuple(x.repeat_interleave(pixels, -3)[..., 0] if x.shape[-3] > 1 else x[..., 0] for x in layers)
+
+
+def fold(call: Call) -> Layers:
+    """col2im: blocks of channels become the pixels of a window: whole blocks are cut."""
+    shape, layers = call.operand("self")
+    pixels, axis = prod(call.args["kernel_size"]), len(shape) - 1
+    layers = fix_support(call.ledger, layers, {axis}, call.why)
+    blocks = (*shape[:-2], shape[-2] // pixels, pixels, shape[-1])
+    return rigid(call.ledger, reshape(call.ledger, layers, shape, blocks, call.why), axis, call.why)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prunecli.surgery import compute, movement
+from prunecli.surgery import compute, lookup, movement, products, recurrent, statistics
 from prunecli.surgery.call import Call
 from prunecli.surgery.layers import Layers
 
@@ -21,31 +21,50 @@ _MOVING: dict[Rule, str] = {
     movement.expand: "expand",
     movement.repeat: "repeat tile",
     movement.flip: "flip",
-    movement.pick: "slice select unbind narrow index_select roll",
-    movement.split: "split split_with_sizes chunk",
+    movement.pick: "slice select unbind narrow roll",
+    movement.split: "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk tensor_split",
     movement.cat: "cat concat concatenate",
     movement.stack: "stack",
     movement.pad: "constant_pad_nd",
     movement.pixel_shuffle: "pixel_shuffle",
     movement.pixel_unshuffle: "pixel_unshuffle",
+    movement.channel_shuffle: "channel_shuffle native_channel_shuffle",
+    movement.rot90: "rot90",
+    movement.windows: "unfold",
+    movement.unfold: "im2col",
+    movement.fold: "col2im",
+    lookup.index: "index",
+    lookup.index_select: "index_select",
+    lookup.index_put: "index_put _unsafe_index_put",
+    lookup.gather: "gather",
+    lookup.scatter: "scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce",
+    lookup.embedding: "embedding",
+    lookup.embedding_bag: "embedding_bag _embedding_bag",
 }
 
 _COMPUTING: dict[Rule, str] = {
-    compute.elementwise: """dropout feature_dropout alpha_dropout native_dropout copy hardswish prelu _prelu_kernel
-        log_sigmoid empty_like zeros_like ones_like full_like rand_like randn_like fill zero bernoulli rsub rrelu
-        where""",
+    compute.elementwise: """dropout feature_dropout alpha_dropout native_dropout copy hardswish gelu _prelu_kernel
+        log_sigmoid log_sigmoid_forward empty_like zeros_like ones_like full_like rand_like randn_like fill zero
+        bernoulli uniform normal exponential rsub rrelu rrelu_with_noise where masked_fill""",
     compute.gated: "glu",
     compute.fresh: "new_empty new_zeros new_ones new_full new_empty_strided",
     compute.convolution: "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d",
-    compute.linear: "linear",
-    compute.matmul_2d: "mm addmm",
-    compute.matmul_batched: "bmm baddbmm",
-    compute.embedding: "embedding",
-    compute.batch_norm: "batch_norm native_batch_norm",
-    compute.group_norm: "group_norm native_group_norm",
-    compute.layer_norm: "layer_norm native_layer_norm",
-    compute.reduction: "mean sum amax amin var std var_mean std_mean linalg_vector_norm norm logsumexp",
-    compute.along_axis: "softmax _softmax _safe_softmax log_softmax _log_softmax cumsum sort logcumsumexp",
+    products.linear: "linear",
+    products.matmul_2d: "mm addmm",
+    products.matmul_batched: "bmm baddbmm",
+    products.vector: "mv addmv dot vdot",
+    products.bilinear: "bilinear",
+    products.attention: "scaled_dot_product_attention",
+    recurrent.recurrent: """lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell""",
+    statistics.batch_norm: "batch_norm native_batch_norm instance_norm",
+    statistics.group_norm: "group_norm native_group_norm",
+    statistics.layer_norm: "layer_norm native_layer_norm rms_norm",
+    statistics.weight_norm: "_weight_norm_interface",
+    statistics.reduction: """mean sum nansum amax amin aminmax argmax argmin var std var_mean std_mean
+        linalg_vector_norm norm logsumexp prod any all count_nonzero median nanmedian mode kthvalue""",
+    statistics.extremum: "max min",
+    statistics.along_axis: """softmax _softmax _safe_softmax log_softmax _log_softmax cumsum cumprod cummax cummin
+        logcumsumexp sort argsort topk""",
     compute.pool_1d: """max_pool1d max_pool1d_with_indices avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d
         reflection_pad1d replication_pad1d upsample_nearest1d _upsample_nearest_exact1d upsample_linear1d""",
     compute.pool_2d: """max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d
