@@ -128,7 +128,7 @@ class IndexSet(Strict, kw_only=True):
     kept: Annotated[list[Count], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
-        if any(b <= a for a, b in zip(self.kept, self.kept[1:], strict=False)) or self.kept[-1] >= self.of:
+        if self.kept != sorted({*self.kept}) or self.kept[-1] >= self.of:
             raise ValueError(f"kept indices must be ascending and below {self.of}")
 
 

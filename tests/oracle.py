@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import group_norm, layer_norm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunecli import checkpoint as checkpoints
@@ -30,9 +33,9 @@ def half(structure: Structure, seed: int = 0) -> Plan:
     return Plan({g.key: sorted(draw.sample(range(g.units), g.units - g.units // 2)) for g in groups})
 
 
-def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    """A float64 copy with random scales, shifts and statistics and without dropout."""
-    network = copy.deepcopy(network).double()
+def randomise(network: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A copy with random scales, shifts and statistics and without dropout."""
+    network = copy.deepcopy(network).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in network.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
@@ -53,11 +56,7 @@ def check_masking(network: nn.Module, inputs: tuple[Any, ...], plan: Plan | None
     inputs = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
     structure = trace(network, *inputs)
     plan = plan or half(structure, seed)
-    masked, cut = copy.deepcopy(network), copy.deepcopy(network)
-    read = {group.key for group in structure.groups if any(member.role == "in" for member in group.members)}
-    zero(masked, structure, Plan({key: kept for key, kept in plan.kept.items() if key in read}), ("in",))
-    products = Plan({key: kept for key, kept in plan.kept.items() if key not in read})  # of activations, as q times k
-    zero(masked, structure, products, ("out", "other"))
+    masked, cut = mask(copy.deepcopy(network), structure, plan), copy.deepcopy(network)
     apply(cut, structure, plan)
     for train in (False, True):
         same(masked.train(train), cut.train(train), inputs)
@@ -105,6 +104,15 @@ def dense() -> nn.Module:
     return copy.deepcopy(_dense["network"])
 
 
+def mask(network: nn.Module, structure: Structure, plan: Plan) -> nn.Module:
+    """Zero what reads the removed units, in place; what makes them where nothing does."""
+    read = {group.key for group in structure.groups if any(member.role == "in" for member in group.members)}
+    zero(network, structure, Plan({key: kept for key, kept in plan.kept.items() if key in read}), ("in",))
+    products = Plan({key: kept for key, kept in plan.kept.items() if key not in read})  # of activations, as q times k
+    zero(network, structure, products, ("out", "other"))
+    return network
+
+
 def zero(network: nn.Module, structure: Structure, plan: Plan, roles: tuple[str, ...]) -> None:
     """Zero the slices of the removed units on the axes with these roles; variances stay."""
     tensors = network.state_dict(keep_vars=True)
@@ -128,3 +136,27 @@ def same(first: nn.Module, second: nn.Module, inputs: tuple[Any, ...]) -> None:
             assert x.shape == y.shape
             assert x.abs().max() > 0, "the output is zero: this checks nothing"
             assert (x - y).abs().max() <= TOLERANCE * x.abs().max()
+
+
+def over_what_is_left(network: nn.Module, keep: Mapping[tuple[str, int], Tensor]) -> nn.Module:
+    """Let each layer or group norm that loses channels normalise over the others only, as it does after the cut.
+
+    `keep` [axis length] by tensor and axis, as of `Structure.keep_masks`. Cutting equals masking then even where it
+    changes the function, and for no other reason.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and (f"{name}.weight", 0) in keep:
+            kept = keep[f"{name}.weight", 0].nonzero()[:, 0]
+            module.register_forward_hook(partial(_renormalise, kept=kept))
+    return network
+
+
+def _renormalise(module: nn.Module, args: tuple[Tensor], output: Tensor, *, kept: Tensor) -> Tensor:
+    affine = [None if tensor is None else tensor[kept] for tensor in (module.weight, module.bias)]
+    axis = -1 if isinstance(module, nn.LayerNorm) and "2d" not in type(module).__name__ else 1
+    x = args[0].index_select(axis, kept)
+    if isinstance(module, nn.GroupNorm):
+        left = group_norm(x, module.num_groups, *affine, module.eps)
+    else:
+        left = layer_norm(x.movedim(axis, -1), kept.shape, *affine, module.eps).movedim(-1, axis)
+    return torch.zeros_like(output).index_copy(axis, kept, left)

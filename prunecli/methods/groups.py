@@ -91,21 +91,21 @@ def score(network: nn.Module, group: Group, criterion: Criterion, scorer: Scorer
     their mean.
     """
     if criterion.reads == "unit":
-        return [float(s) for s in scorer(torch.zeros(group.units, 0))]
+        return scorer(torch.zeros(group.units, 0)).tolist()
     tensors = dict(network.named_parameters())
     total, readings = torch.zeros(group.units, dtype=torch.float64), torch.zeros(group.units)
     for member in group.members:
         if member.role != criterion.reads or not _is_read(member.tensor, group, criterion, network):
             continue
         units, slices = aligned(tensors[member.tensor], member.axis, member.unit)
-        scores = [float(s) for s in scorer(slices)]
+        scores = scorer(slices).tolist()
         if ranked and not criterion.comparable:
             scores = normalised(scores)
         total[units] += torch.tensor(scores, dtype=torch.float64)
         readings[units] += 1
     if not bool(readings.all()):
         return None
-    return [float(s) for s in total / readings]
+    return (total / readings).tolist()
 
 
 def _is_read(tensor: str, group: Group, criterion: Criterion, network: nn.Module) -> bool:

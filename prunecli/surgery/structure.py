@@ -139,7 +139,7 @@ class Structure:
             group = self.by_key[key]
             if not kept and group.units:
                 raise TargetError(f"the plan removes every channel of layer {key!r}", "at least one must stay")
-            if any(b <= a for a, b in zip([-1, *kept], kept, strict=False)) or (kept and kept[-1] >= group.units):
+            if kept != sorted({*kept}) or (kept and not 0 <= kept[0] <= kept[-1] < group.units):
                 raise UsageError(
                     f"the plan for layer {key!r} keeps channels that are not ascending within its {group.units}",
                     "was it made for another network?",
