@@ -15,8 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunecli import checkpoint as checkpoints
@@ -24,6 +26,7 @@ from prunecli.sidecar import Arch, Cost, Sidecar
 from prunecli.surgery import Plan, Structure, apply, replay, trace
 
 TOLERANCE = 1e-9
+AFFINE = ("weight", "bias")
 
 
 def half(structure: Structure, seed: int = 0) -> Plan:
@@ -45,9 +48,29 @@ def randomise(network: nn.Module, seed: int = 0, dtype: torch.dtype = torch.floa
             if name.endswith("running_var") is False and tensor.ndim == 1:
                 tensor.data += 0.1
     for module in network.modules():
-        if isinstance(getattr(module, "p", None), float):  # dropout, stochastic depth
-            module.p = 0.0
+        for rate in ("p", "drop_prob"):  # dropout, stochastic depth of torchvision and of timm
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
     return network
+
+
+class ScaledNorms(TorchFunctionMode):
+    """Layer, group and RMS norm as their scale and shift alone: then both properties hold for what they average over.
+
+    On the meta device, where networks are traced, they are themselves.
+    """
+
+    NORMS = (F.layer_norm, F.group_norm, F.rms_norm)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out, given = func(*args, **(kwargs or {})), kwargs or {}
+        if func not in self.NORMS or out.is_meta:
+            return out
+        x = args[0]
+        ones = (1,) * (x.ndim - 2) if func is F.group_norm else ()
+        weight, bias = (given[n].view(*given[n].shape, *ones) if given.get(n) is not None else None for n in AFFINE)
+        x = x if weight is None else x * weight
+        return x if bias is None else x + bias
 
 
 def check_masking(network: nn.Module, inputs: tuple[Any, ...], plan: Plan | None = None, *, seed: int = 0) -> Structure:
@@ -135,7 +158,8 @@ def same(first: nn.Module, second: nn.Module, inputs: tuple[Any, ...]) -> None:
         if isinstance(x, Tensor):
             assert x.shape == y.shape
             assert x.abs().max() > 0, "the output is zero: this checks nothing"
-            assert (x - y).abs().max() <= TOLERANCE * x.abs().max()
+            apart = float((x - y).abs().max() / x.abs().max())
+            assert apart <= TOLERANCE, f"outputs differ by {apart:.1e} of the largest"
 
 
 def over_what_is_left(network: nn.Module, keep: Mapping[tuple[str, int], Tensor]) -> nn.Module:
