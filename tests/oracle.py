@@ -55,19 +55,20 @@ def randomise(network: nn.Module, seed: int = 0, dtype: torch.dtype = torch.floa
 
 
 class ScaledNorms(TorchFunctionMode):
-    """Layer, group and RMS norm as their scale and shift alone: then both properties hold for what they average over.
+    """Norms over channels as their scale and shift alone: then both properties hold for what they average over.
 
+    These are layer, group and RMS norm, and batch norm without running statistics, by which weights are standardised.
     On the meta device, where networks are traced, they are themselves.
     """
 
-    NORMS = (F.layer_norm, F.group_norm, F.rms_norm)
+    NORMS = (F.layer_norm, F.group_norm, F.rms_norm, F.batch_norm)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out, given = func(*args, **(kwargs or {})), kwargs or {}
-        if func not in self.NORMS or out.is_meta:
+        if func not in self.NORMS or out.is_meta or (func is F.batch_norm and args[1] is not None):
             return out
         x = args[0]
-        ones = (1,) * (x.ndim - 2) if func is F.group_norm else ()
+        ones = (1,) * (x.ndim - 2) if func in (F.group_norm, F.batch_norm) else ()
         weight, bias = (given[n].view(*given[n].shape, *ones) if given.get(n) is not None else None for n in AFFINE)
         x = x if weight is None else x * weight
         return x if bias is None else x + bias

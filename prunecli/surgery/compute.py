@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunecli.surgery.call import Call
-from prunecli.surgery.layers import Layers, along, fix_support
+from prunecli.surgery.layers import Layers, along, fix_support, rigid
 
 
 def elementwise(call: Call) -> Layers:
@@ -27,7 +27,7 @@ def convolution(call: Call) -> Layers:
     x, weight, groups = call.args["input"], call.args["weight"], call.args.get("groups", 1)
     transposed = call.args.get("transposed", "transpose" in call.op)
     channel = x.ndim - weight.ndim + 1
-    passed = _only_before(call, "input", channel)
+    passed = _passed(call, channel)
     inputs = call.nodes("input", channel)
     first, second = call.nodes("weight", 0), call.nodes("weight", 1)
     own_in, own_out = (first, second) if transposed else (second, first)
@@ -85,11 +85,21 @@ def _window(call: Call, positions: int) -> Layers:
     return fix_support(call.ledger, layers, set(range(len(shape) - positions, len(shape))), call.why)
 
 
-def _only_before(call: Call, name: str, channel: int) -> Layers:
-    """Layers of an argument that a convolution hands through: those along the axes before the channels."""
-    shape, layers = call.operand(name)
+def _passed(call: Call, channel: int) -> Layers:
+    """Layers of its input that a convolution hands through: those along other axes than the channels'.
+
+    Positions that it slides over may be cut if there are as many after it; it then reads other neighbours.
+    """
+    shape, layers = call.operand("input")
     layers = tuple(layer for layer in layers if layer.shape[channel] == 1)
-    return fix_support(call.ledger, layers, set(range(channel, len(shape))), call.why)
+    kernel, stride = call.args["weight"].shape[2:], {*call.args["stride"]}
+    for axis, size in zip(range(channel + 1, len(shape)), kernel, strict=True):
+        if call.shape[axis] != shape[axis] or stride != {1}:
+            layers = rigid(call.ledger, layers, axis, call.why)
+        elif size > 1:
+            for layer in (layer for layer in layers if layer.shape[axis] > 1):
+                call.ledger.change(layer, f"{call.why} slides over channels that are cut")
+    return layers
 
 
 def fresh(call: Call) -> Layers:

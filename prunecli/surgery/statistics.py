@@ -100,6 +100,8 @@ def extremum(call: Call) -> Layers:
 
 
 def along_axis(call: Call) -> Layers:
-    """Soft-max, cumulative sums, sorting: values mix along `dim`."""
+    """Soft-max, cumulative sums, sorting: values mix along `dim`, where all places stay or go together."""
     shape, layers = call.operand("self")
-    return fix_support(call.ledger, layers, call.axes("dim", len(shape)), f"{call.why} mixes channels")
+    for axis in call.axes("dim", len(shape)):
+        layers = rigid(call.ledger, layers, axis, f"{call.why} mixes channels")
+    return layers
