@@ -6,7 +6,8 @@ Each network has random weights and runs in a process of its own. A random half 
 goes; the rest runs in eval and train mode, is saved, loaded and, with --onnx, exported and run by onnxruntime. Both
 properties of tests/oracle.py are checked in float64: removing dead units changes nothing, cutting equals masking. Where
 a cut changes what a layer or group norm averages over, they are checked with these norms replaced by their scale and
-shift; where it changes other averages, only that the network runs. Without names the table goes to benchmarks/results/families.md.
+shift; where it changes other averages, only that the network runs. Without names the table goes to
+benchmarks/results/families.md.
 """
 
 from __future__ import annotations
