@@ -128,6 +128,9 @@ def dense() -> nn.Module:
     return copy.deepcopy(_dense["network"])
 
 
+_NOT_ZERO = ("running_var", "original1", "weight_v")  # variances, and directions of weights of which a norm is taken
+
+
 def mask(network: nn.Module, structure: Structure, plan: Plan) -> nn.Module:
     """Zero what reads the removed units, in place; what makes them where nothing does."""
     read = {group.key for group in structure.groups if any(member.role == "in" for member in group.members)}
@@ -138,14 +141,14 @@ def mask(network: nn.Module, structure: Structure, plan: Plan) -> nn.Module:
 
 
 def zero(network: nn.Module, structure: Structure, plan: Plan, roles: tuple[str, ...]) -> None:
-    """Zero the slices of the removed units on the axes with these roles; variances stay."""
+    """Zero the slices of the removed units on the axes with these roles."""
     tensors = network.state_dict(keep_vars=True)
     for key, kept in plan.kept.items():
         group = structure.by_key[key]
         gone = torch.ones(group.units + 1, dtype=torch.bool)
         gone[[*kept, -1]] = False
         for member in group.members:
-            if member.role in roles and not member.tensor.endswith("running_var"):
+            if member.role in roles and not member.tensor.endswith(_NOT_ZERO if member.role != "in" else "running_var"):
                 places = gone[member.unit].nonzero()[:, 0]
                 tensors[member.tensor].data.index_fill_(member.axis, places, 0.0)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 Value = int | list[int]
 
@@ -27,13 +32,18 @@ def derived(module: nn.Module, *, whole_groups: bool = False) -> dict[str, Value
             return {"in_channels": ends[0], "out_channels": ends[1], "groups": groups}
         case nn.Linear():
             return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
-        case nn.Embedding():
+        case nn.Bilinear():
+            outputs, first, second = module.weight.shape
+            return {"in1_features": first, "in2_features": second, "out_features": outputs}
+        case nn.Embedding() | nn.EmbeddingBag():
             return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
         case _NormBase(weight=Tensor() as tensor) | _NormBase(running_mean=Tensor() as tensor):
             return {"num_features": len(tensor)}
         case nn.GroupNorm() if module.affine:
             return {"num_channels": len(module.weight)}
-        case nn.LayerNorm() if module.elementwise_affine:
+        case nn.PReLU():
+            return {"num_parameters": len(module.weight)}
+        case nn.LayerNorm() | nn.RMSNorm() if module.elementwise_affine:
             return {"normalized_shape": list(module.weight.shape)}
     return {}
 
@@ -43,11 +53,27 @@ def changed(network: nn.Module, layers: Iterable[str], whole_groups: Mapping[str
     result = {}
     for layer in layers:
         module = network.get_submodule(layer)
-        sizes = derived(module, whole_groups=whole_groups.get(layer, False))
+        with _made_anew(module):
+            sizes = derived(module, whole_groups=whole_groups.get(layer, False))
         wrong = {name: value for name, value in sizes.items() if _plain(getattr(module, name)) != value}
         if wrong:
             result[layer] = wrong
     return result
+
+
+@contextmanager
+def _made_anew(module: nn.Module) -> Iterator[None]:
+    """Weights that a module makes of others are those of now, and making them changes nothing (no power iteration)."""
+    modes = {part: part.training for part in module.modules()}
+    for part in modes:
+        part.training = False
+    with torch.no_grad():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+                hook(module, ())
+        yield
+    for part, mode in modes.items():
+        part.training = mode
 
 
 def set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, Value]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,11 @@ def structure_of(network: nn.Module, ledger: Ledger, parts: Components) -> Struc
     groups = [
         _group(cluster, units, found, ledger, parts) for (cluster, units), found in zip(clusters, members, strict=True)
     ]
-    frozen = {layer: group.reason for group in groups if group.reason for layer in group.layers}
+    groups = _named(groups)
+    prunable = {layer for group in groups if group.prunable for layer in group.layers}
+    frozen = {
+        layer: group.reason for group in groups if group.reason for layer in group.layers if layer not in prunable
+    }
     return Structure(
         groups=groups,
         frozen=frozen | never_called(network, ledger),
@@ -87,6 +93,18 @@ def _group(outputs: list[Axis], units: Tensor, members: list[Member], ledger: Le
         reason=reason,
         changes_function=changes[0] if changes else None,
     )
+
+
+def _named(groups: list[Group]) -> list[Group]:
+    """A key for each group: of a layer that makes several, the first has its name, others that of a weight, an axis."""
+    taken: set[str] = set()
+    result = []
+    for group in groups:
+        tensor, axis = group.outputs[0]
+        key = next(name for name in (group.key, tensor, f"{tensor}[{axis}]") if name not in taken)
+        taken.add(key)
+        result.append(replace(group, key=key))
+    return result
 
 
 def never_called(network: nn.Module, ledger: Ledger) -> dict[str, str]:

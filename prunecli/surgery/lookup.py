@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunecli.surgery.call import Call, labels_of
-from prunecli.surgery.layers import Layers, Operand, along, rigid
+from prunecli.surgery.layers import Layers, Operand, along, reshape, rigid
 
 
 def index(call: Call) -> Layers:
@@ -53,10 +53,12 @@ def index_put(call: Call) -> Layers:
 
 
 def gather(call: Call) -> Layers:
-    """`out[i, j] = x[i, index[i, j]]` along `dim`."""
-    (axis,) = call.axes("dim", call.args["self"].ndim)
-    used = {axis} | {d for d, n in enumerate(call.args["self"].shape) if n != call.shape[d]}
-    return call.unite([_stiff(call, call.args["self"], used), call.broadcast(call.args["index"])])
+    """`out[i, j] = x[i, index[i, j]]` along `dim`; take_along_dim broadcasts, and without `dim` it flattens."""
+    table, index = call.args["self"], call.args["index" if "index" in call.args else "indices"]
+    if call.args["dim"] is None:
+        return reshape(call.ledger, _rigid(call, table, set(range(table.ndim))), table.shape, call.shape, call.why)
+    used = call.axes("dim", table.ndim) | {d for d, n in enumerate(table.shape) if n != call.shape[d]}
+    return call.unite([_stiff(call, table, used), call.broadcast(index)])
 
 
 def scatter(call: Call) -> Layers:

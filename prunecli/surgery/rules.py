@@ -36,7 +36,7 @@ _MOVING: dict[Rule, str] = {
     lookup.index: "index",
     lookup.index_select: "index_select",
     lookup.index_put: "index_put _unsafe_index_put",
-    lookup.gather: "gather",
+    lookup.gather: "gather take_along_dim",
     lookup.scatter: "scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce",
     lookup.embedding: "embedding",
     lookup.embedding_bag: "embedding_bag _embedding_bag",

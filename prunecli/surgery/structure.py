@@ -90,16 +90,19 @@ class Structure:
         return {group.key: group for group in self.groups}
 
     def group_of(self, layer: str) -> Group:
-        """The group of a layer's outputs. Raises UsageError when the layer makes none."""
-        for group in self.groups:
-            if layer in group.layers:
-                return group
-        raise UsageError(f"layer {layer!r} has no channels of its own", nearest(layer, self.order))
+        """The group of a layer's outputs, of several one that can be cut. Raises UsageError when it makes none."""
+        groups = [group for group in self.groups if layer in group.layers]
+        if not groups:
+            raise UsageError(f"layer {layer!r} has no channels of its own", nearest(layer, self.order))
+        return next((group for group in groups if group.prunable), groups[0])
 
     def widths(self, plan: Plan) -> dict[str, int]:
         """Output channels of every layer of `order` after the plan."""
         lengths = self._lengths(plan)
-        return {layer_of(t): lengths.get((t, a), self.dense[t][a]) for g in self.groups for t, a in g.outputs}
+        widths = dict.fromkeys(self.order, 0)
+        for group in sorted(self.groups, key=lambda group: group.prunable):
+            widths |= {layer_of(t): lengths.get((t, a), self.dense[t][a]) for t, a in group.outputs}
+        return widths
 
     def shapes(self, plan: Plan) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter and saved buffer after the plan, by every name it has."""
@@ -173,5 +176,6 @@ class Structure:
 
 
 def layer_of(tensor: str) -> str:
-    """Name of the module that owns a parameter or buffer."""
-    return tensor.rpartition(".")[0]
+    """Name of the module that owns a parameter or buffer; of a parametrised weight, that of the weight's module."""
+    owner, _, parametrised = f".{tensor}".partition(".parametrizations.")
+    return (owner if parametrised else owner.rpartition(".")[0])[1:]
