@@ -241,7 +241,7 @@ def _set_attributes(
             if not known or not _is_cut(_listed(value), _listed(old)):
                 message = f"{path}: surgery sets {module_name}.{name} to {value}, the network has {old!r} there"
                 raise DamagedError(message, "the sidecar was written for another architecture")
-            setattr(modules[module_name], name, tuple(value) if isinstance(value, list) else value)
+            setattr(modules[module_name], name, tuple(_listed(value)) if isinstance(old, tuple) else value)
 
 
 def _listed(value: Any) -> list[Any]:

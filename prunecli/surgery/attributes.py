@@ -13,6 +13,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from prunecli.surgery.ledger import Axis
+
 Value = int | list[int]
 
 
@@ -76,12 +78,23 @@ def _made_anew(module: nn.Module) -> Iterator[None]:
         part.training = mode
 
 
+def counted(network: nn.Module, numbers: Mapping[Axis, int]) -> dict[str, dict[str, Value]]:
+    """New values of attributes, by layer and name, of which `numbers` gives those that change, by item of a list."""
+    result: dict[str, dict[str, Value]] = {}
+    for (attribute, item), number in numbers.items():
+        layer, _, name = attribute.rpartition(".")
+        old = result.get(layer, {}).get(name, getattr(network.get_submodule(layer), name))
+        new = number if isinstance(old, int) else [number if i == item else n for i, n in enumerate(old)]
+        result.setdefault(layer, {})[name] = new
+    return result
+
+
 def set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, Value]]) -> None:
-    """Set recorded attributes on the modules of a network; lists become tuples, as the modules themselves hold them."""
+    """Set recorded attributes on the modules of a network; several numbers as the list or tuple that they were."""
     for layer, values in attributes.items():
         module = network.get_submodule(layer)
         for name, value in values.items():
-            setattr(module, name, tuple(value) if isinstance(value, list) else value)
+            setattr(module, name, type(getattr(module, name))(value))
 
 
 def _plain(value: int | tuple[int, ...]) -> Value:

@@ -22,16 +22,15 @@ def structure_of(network: nn.Module, ledger: Ledger, parts: Components) -> Struc
         group_of[units] = number
         unit_of[units] = torch.arange(len(units))
     members: list[list[Member]] = [[] for _ in clusters]
-    for axis, nodes in ledger.axes.items():
-        roots = parts.unit[nodes]
-        numbers = group_of[roots]
-        for number in sorted({*numbers.tolist()} - {-1}):
-            unit = torch.where(numbers == number, unit_of[roots], -1)
-            members[number].append(Member(*axis, unit, ledger.roles.get(axis, "other")))
-    groups = [
-        _group(cluster, units, found, ledger, parts) for (cluster, units), found in zip(clusters, members, strict=True)
-    ]
-    groups = _named(groups)
+    sizes: list[list[Member]] = [[] for _ in clusters]
+    for found, axes in ((members, ledger.axes), (sizes, ledger.sizes)):
+        for axis, nodes in axes.items():
+            roots = parts.unit[nodes]
+            numbers = group_of[roots]
+            for number in sorted({*numbers.tolist()} - {-1}):
+                unit = torch.where(numbers == number, unit_of[roots], -1)
+                found[number].append(Member(*axis, unit, ledger.roles.get(axis, "other")))
+    groups = _named([_group(*parts_of, ledger, parts) for parts_of in zip(clusters, members, sizes, strict=True)])
     prunable = {layer for group in groups if group.prunable for layer in group.layers}
     frozen = {
         layer: group.reason for group in groups if group.reason for layer in group.layers if layer not in prunable
@@ -78,7 +77,10 @@ def _clusters(outputs: list[Axis], units: dict[Axis, list[int]]) -> list[tuple[l
     return sorted((cluster for cluster in full if cluster[0]), key=lambda cluster: order[cluster[0][0]])
 
 
-def _group(outputs: list[Axis], units: Tensor, members: list[Member], ledger: Ledger, parts: Components) -> Group:
+def _group(
+    cluster: tuple[list[Axis], Tensor], members: list[Member], sizes: list[Member], ledger: Ledger, parts: Components
+) -> Group:
+    outputs, units = cluster
     changes = [parts.changes[unit] for unit in units.tolist() if unit in parts.changes]
     reason = None
     if len(units) == 0:
@@ -90,6 +92,7 @@ def _group(outputs: list[Axis], units: Tensor, members: list[Member], ledger: Le
         units=len(units) if reason is None else 0,
         outputs=outputs,
         members=members if reason is None else [],
+        sizes=sizes if reason is None else [],
         reason=reason,
         changes_function=changes[0] if changes else None,
     )

@@ -8,6 +8,7 @@ convolution's weight two (its outputs, its inputs), a feature map one, an unlabe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -111,31 +112,57 @@ def rigid(ledger: Ledger, layers: Layers, axis: int, why: str) -> Layers:
 
 
 def reshape(ledger: Ledger, layers: Layers, before: Sequence[int], after: Sequence[int], why: str) -> Layers:
-    """Layers of a tensor of shape `before` seen in shape `after`, same elements in the same order."""
-    runs = _common_factors(before, after)
-    result: list[Tensor] = []
+    """Layers of a tensor of shape `before` seen in shape `after`, same elements in the same order.
+
+    Axes are split into the parts that both shapes are made of, then joined; where there are none, layers are fixed.
+    """
+    runs = _runs(before, after)
+    sizes = [size for _, parts, _ in runs for size in parts]
+    split: list[Tensor] = []
     for layer in layers:
-        axes = support(layer)
-        touched = [(old, new) for old, new in runs if axes & set(old)]
-        if any(len(old) > 1 and len(new) > 1 for old, new in touched):
+        touched = [
+            (old, parts, new) if support(layer) & {*old} else ([], [1] * len(parts), []) for old, parts, new in runs
+        ]
+        if any(len(parts) < max(len(old), len(new)) for old, parts, new in touched):
             ledger.fix(layer, why)
             continue
-        expanded = {d for old, _ in touched for d in old}
-        target = {d for _, new in touched for d in new}
-        layer = layer.expand([n if d in expanded else 1 for d, n in enumerate(before)])
-        result.append(layer.reshape([n if d in target else 1 for d, n in enumerate(after)]))
-    ledger.reshape(tuple(result), after, why)
-    return tuple(layer for layer in map(compact, result) if support(layer))
+        whole = layer.expand([n if any(d in old for old, _, _ in touched) else 1 for d, n in enumerate(before)])
+        split.append(compact(whole.reshape([size for _, parts, _ in touched for size in parts])))
+    result = tuple(_joined(layer, sizes, after) for layer in split)
+    ledger.reshape(split, result, after, why)
+    return tuple(layer for layer in result if support(layer))
 
 
-def _common_factors(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Smallest runs of axes, sizes 1 left out, that hold the same number of elements on both sides."""
+def _joined(layer: Tensor, sizes: Sequence[int], after: Sequence[int]) -> Tensor:
+    """A layer of a tensor of shape `sizes` seen in shape `after`, each of whose axes joins some of these."""
+    shape, joined, start = list(layer.shape), [1] * len(after), 0
+    for d, length in enumerate(after):
+        end, left = start, length
+        while left > 1:
+            left //= sizes[end]
+            end += 1
+        if any(size > 1 for size in shape[start:end]):
+            shape[start:end] = sizes[start:end]
+            joined[d] = length
+        start = end
+    return layer.expand(shape).reshape(joined)
+
+
+Run = tuple[list[int], list[int], list[int]]
+
+
+def _runs(before: Sequence[int], after: Sequence[int]) -> list[Run]:
+    """Smallest runs of axes, sizes 1 left out, that hold the same number of elements on both sides.
+
+    Between the axes of each run stand the sizes of the parts of which both are made, one part if there is no such.
+    """
     old = [d for d, size in enumerate(before) if size != 1]
     new = [d for d, size in enumerate(after) if size != 1]
     runs, i, j = [], 0, 0
     while i < len(old) and j < len(new):
         first, second = i, j
         a, b = before[old[i]], after[new[j]]
+        ends = {a, b}
         while a != b:
             if a < b:
                 i += 1
@@ -143,8 +170,11 @@ def _common_factors(before: Sequence[int], after: Sequence[int]) -> list[tuple[l
             else:
                 j += 1
                 b *= after[new[j]]
+            ends |= {a, b}
         i, j = i + 1, j + 1
-        runs.append((old[first:i], new[second:j]))
+        cuts = [1, *sorted(ends)]
+        exact = all(n % m == 0 for m, n in pairwise(cuts))
+        runs.append((old[first:i], [n // m for m, n in pairwise(cuts)] if exact else [a], new[second:j]))
     return runs
 
 

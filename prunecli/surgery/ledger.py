@@ -13,26 +13,34 @@ from torch import Tensor
 
 FIXED = 0
 Axis = tuple[str, int]  # name of a parameter or buffer, axis
+Side = tuple[Tensor, int]  # a layer, and the axis along which it is counted
 
 
 class Ledger:
     """Records ties; whatever follows from them is worked out once, at the end, by `components`.
 
-    `modes` are those in which the network runs, true for train mode.
+    `modes` are those in which the network runs, true for train mode. With `heads` attention loses whole heads, else the
+    same positions of every head.
     """
 
-    def __init__(self, modes: tuple[bool, ...] = (False,)) -> None:
+    def __init__(self, modes: tuple[bool, ...] = (False,), *, heads: bool = False) -> None:
         self.modes = modes
+        self.heads = heads
+        self.sizes: dict[Axis, Tensor] = {}  # attribute of a module, item if it is a list: nodes
+        self.follows = False  # are the places that the running function names sizes, or numbers written in the code?
+        self.followed: set[tuple[int, int]] = set()
         self.axes: dict[Axis, Tensor] = {}
         self.roles: dict[Axis, str] = {}
         self.called: set[str] = set()
         self.answers: list[object] = []  # values that the network asked for, in order
-        self.reshapes: dict[tuple[int, int], tuple[tuple[Tensor, ...], tuple[int, ...], str]] = {}
+        self.rectangles: list[tuple[Tensor, str]] = []
+        self.reshapes: dict[tuple[int, int], tuple[tuple[Tensor, ...], tuple[int, ...]]] = {}
         self.place = 0, 0  # of the running operation: how many ran before, and its parts that did
         self.whole_groups: dict[str, bool] = {}  # layer -> does its grouped convolution lose whole groups?
         self._starts: list[int] = []
         self._owners: list[Axis] = []
         self._ties: list[tuple[Tensor, Tensor, str]] = []
+        self._links: list[tuple[Side, Side, str]] = []
         self._changes: list[tuple[Tensor, str]] = []
         self._size = 1
 
@@ -46,6 +54,20 @@ class Ledger:
             self._size += length
         return self.axes[key]
 
+    def size(self, attribute: str, item: int, value: int) -> Tensor:
+        """Nodes [value] that an integer attribute counts, or an item of a list."""
+        self.sizes[attribute, item] = torch.arange(self._size, self._size + value)
+        self._starts.append(self._size)
+        self._owners.append((attribute, item))
+        self._size += value
+        return self.sizes[attribute, item]
+
+    def names_sizes(self) -> bool:
+        """Are the places that the running operation names sizes, which follow a cut?"""
+        if self.follows:
+            self.followed.add(self.place)
+        return self.follows
+
     def tie(self, first: Tensor, second: Tensor, why: str) -> None:
         """Nodes at equal places of two broadcastable tensors go together; a tie to node 0 fixes."""
         first, second = torch.broadcast_tensors(first, second)
@@ -55,13 +77,18 @@ class Ledger:
         """These nodes cannot be cut, and `why`."""
         self.tie(nodes, nodes.new_tensor(FIXED), why)
 
+    def link(self, first: Side, second: Side, why: str) -> None:
+        """As many units are left along one axis as along the other."""
+        self._links.append((first, second, why))
+
     def change(self, nodes: Tensor, why: str) -> None:
         """Cutting these nodes changes what the network computes, beyond the removal itself."""
         self._changes.append((nodes.reshape(-1), why))
 
-    def reshape(self, layers: tuple[Tensor, ...], shape: Sequence[int], why: str) -> None:
-        """A tensor took this shape, an axis may have been split: a cut leaves a rectangle, it runs along one axis."""
-        self.reshapes[self.place] = layers, tuple(shape), why
+    def reshape(self, split: Sequence[Tensor], layers: Sequence[Tensor], shape: Sequence[int], why: str) -> None:
+        """A tensor took this shape, with these layers; a cut leaves rectangles of `split`, it runs along one axis."""
+        self.rectangles += [(nodes, why) for nodes in split]
+        self.reshapes[self.place] = tuple(layers), tuple(shape)
 
     def mark(self, nodes: Tensor, role: str) -> None:
         """The parameter axes that own these nodes act as `role`; "out" and "in" win over anything else."""
@@ -71,18 +98,36 @@ class Ledger:
                 self.roles[owner] = role
 
     def components(self) -> Components:
-        """The units: connected components of all ties, rectangles enforced."""
-        result = Components(self._size, self._ties, self._changes)
+        """The units: connected components of all ties, rectangles and links enforced."""
         while True:
-            shaped = [(nodes, why) for layers, _, why in self.reshapes.values() for nodes in layers]
-            broken = [entry for entry in shaped if not _is_rectangle(result.unit[entry[0]])]
-            if not broken:
-                return result
-            for nodes, why in broken:  # the same positions in every block
-                last = max(d for d in range(nodes.ndim) if nodes.shape[d] > 1)
-                positions = nodes.movedim(last, -1).reshape(-1, nodes.shape[last])[0]
-                self.tie(nodes.movedim(last, -1), positions, why)
             result = Components(self._size, self._ties, self._changes)
+            ties = [*self._rectangles(result)] or [*self._counts(result)]
+            if not ties:
+                return result
+            for first, second, why in ties:
+                self.tie(first, second, why)
+
+    def _rectangles(self, parts: Components) -> Iterator[tuple[Tensor, Tensor, str]]:
+        """Ties that a split axis still needs: the same positions in every block."""
+        for nodes, why in self.rectangles:
+            if not _is_rectangle(parts.unit[nodes]):
+                last = max(d for d in range(nodes.ndim) if nodes.shape[d] > 1)
+                moved = nodes.movedim(last, -1)
+                yield moved, moved.reshape(-1, nodes.shape[last])[0], why
+
+    def _counts(self, parts: Components) -> Iterator[tuple[Tensor, Tensor, str]]:
+        """Ties that links still need: slice by slice, unless both sides have the same units in any order.
+
+        None can be cut where only one side has units to lose.
+        """
+        for first, second, why in self._links:
+            one, other = _slices(parts, *first), _slices(parts, *second)
+            if one is None and other is None:
+                continue
+            if one is None or other is None:
+                yield (first if other is None else second)[0], torch.tensor(FIXED), why
+            elif not torch.equal(parts.unit[one].sort().values, parts.unit[other].sort().values):
+                yield one, other, why
 
 
 class Components:
@@ -131,3 +176,11 @@ def _is_rectangle(units: Tensor) -> bool:
     """Do the cuttable units of a split axis vary along at most one of its axes?"""
     varying = [d for d in range(units.ndim) if not bool((units == units.narrow(d, 0, 1)).all())]
     return len(varying) <= 1
+
+
+def _slices(parts: Components, layer: Tensor, axis: int) -> Tensor | None:
+    """One node a slice of a layer along an axis, None where its units do not run along it."""
+    units = parts.unit[layer]
+    if bool((units == units.narrow(axis, 0, 1)).all()):
+        return None
+    return layer.movedim(axis, 0).reshape(layer.shape[axis], -1)[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -66,11 +67,15 @@ def repeat(call: Call) -> Layers:
 
 
 def pick(call: Call) -> Layers | PerOutput:
-    """Slices, selections and rolls: places along the axis are written in the code, so no cut may run along it."""
+    """Slices, selections and rolls: where places along the axis are numbers in the code, no cut may run along it."""
     shape, layers = call.operand("self")
     axes = call.axes("dim" if "dim" in call.args else "dims", len(shape))
     if call.op == "slice" and call.shape == shape:
         return layers
+    if call.op == "slice" and call.ledger.names_sizes():
+        (axis,) = axes
+        places = slice(call.args["start"], call.args["end"], call.args["step"])
+        return tuple(x[(slice(None),) * axis + (places,)] if axis in support(x) else x for x in layers)
     for axis in axes:
         layers = rigid(call.ledger, layers, axis, f"{call.why} names places along the channels")
     if call.op in ("select", "unbind"):
@@ -79,9 +84,11 @@ def pick(call: Call) -> Layers | PerOutput:
 
 
 def split(call: Call) -> PerOutput:
-    """Equal parts keep the same positions each; unequal parts have their sizes written in the code."""
+    """Equal parts keep the same positions each; unequal ones need sizes that follow a cut."""
     shape, layers = call.operand("self")
     (axis,) = call.axes("dim", len(shape))
+    if call.op == "split_with_sizes" and call.ledger.names_sizes():
+        return list(zip(*(_parts(layer, call.args["split_sizes"], axis) for layer in layers), strict=True))
     sizes = {part.shape[axis] for part in call.out}
     if len(sizes) > 1:
         return [rigid(call.ledger, layers, axis, f"{call.why} in unequal parts")] * len(call.out)
@@ -95,6 +102,10 @@ def split(call: Call) -> PerOutput:
             call.ledger.tie(parts[0], part, call.why)
         result += (parts[0],)
     return [result] * len(call.out)
+
+
+def _parts(layer: Tensor, sizes: list[int], axis: int) -> Sequence[Tensor]:
+    return torch.split(layer, sizes, axis) if axis in support(layer) else [layer] * len(sizes)
 
 
 def pad(call: Call) -> Layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunecli.surgery.call import Call, labels_of
-from prunecli.surgery.layers import Layers, Operand, along, fix_support
+from prunecli.surgery.layers import Layers, Operand, along, fix_support, support
 
 
 def linear(call: Call) -> Layers:
@@ -105,6 +105,15 @@ def _product(call: Call, names: tuple[str, str], right: Operand, bias: Tensor | 
     return call.unite([(call.shape, result), (tuple(bias.shape), labels_of(bias).layers)])
 
 
+def _whole_heads(call: Call, layer: Tensor) -> Tensor:
+    """Of a batch of matrices that are heads, whole ones are cut."""
+    for axis in (layer.ndim - 2, layer.ndim - 1):
+        if axis in support(layer) and min(support(layer)) < layer.ndim - 2:
+            call.ledger.tie(layer, layer.narrow(axis, 0, 1), call.why)
+            layer = layer.narrow(axis, 0, 1)
+    return layer
+
+
 def _rows(operand: Operand) -> Operand:
     """A vector as a matrix of one row."""
     shape, layers = operand
@@ -113,6 +122,8 @@ def _rows(operand: Operand) -> Operand:
 
 def _contract(call: Call, a: Operand, b: Operand) -> Layers:
     """a [..., m, k] times b [..., n, k] transposed: seen as [..., m, n, k], tied along k, summed over k."""
+    if call.ledger.heads:
+        a, b = ((shape, tuple(_whole_heads(call, layer) for layer in layers)) for shape, layers in (a, b))
     left = (*a[0][:-1], 1, a[0][-1]), tuple(layer.unsqueeze(-2) for layer in a[1])
     right = (*b[0][:-2], 1, *b[0][-2:]), tuple(layer.unsqueeze(-3) for layer in b[1])
     call.unite([(shape, tuple(x for x in layers if x.shape[-1] > 1)) for shape, layers in (left, right)])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prunecli.errors import UsageError
 from prunecli.sidecar import Surgery
-from prunecli.surgery.attributes import changed, set_attributes
+from prunecli.surgery.attributes import changed, counted, set_attributes
 from prunecli.surgery.record import compose, take
 from prunecli.surgery.structure import Plan, Structure, layer_of
 
@@ -42,9 +42,10 @@ def apply(
         _cut(tensors[name], places, optimizer)
         for mask in {*names[name]} & (masks or {}).keys():
             masks[mask] = take(masks[mask], places)  # type: ignore[index]
-    sizes = changed(network, {layer_of(name): None for name, _ in lengths}, structure.whole_groups)
-    set_attributes(network, sizes)
-    result.attributes |= {layer: result.attributes.get(layer, {}) | values for layer, values in sizes.items()}
+    cut = {layer_of(name): None for name, _ in lengths}
+    for sizes in (changed(network, cut, structure.whole_groups), counted(network, structure.attributes(plan))):
+        set_attributes(network, sizes)
+        result.attributes |= {layer: result.attributes.get(layer, {}) | values for layer, values in sizes.items()}
     return result
 
 

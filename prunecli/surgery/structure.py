@@ -33,12 +33,14 @@ class Group:
 
     `units` counts those that may be removed; a group of which none may says why in `reason`. `changes_function` says
     why a cut is more than the removal of its units (a layer norm over the cut axis), None where cutting equals masking.
+    `sizes` are attributes of modules that count the units (`num_heads`), with the item of a list in place of an axis.
     """
 
     key: str
     units: int
     outputs: list[Axis]
     members: list[Member]
+    sizes: list[Member] = field(default_factory=list)
     reason: str | None = None
     changes_function: str | None = None
 
@@ -134,6 +136,19 @@ class Structure:
             if not bool(mask.any()):
                 raise TargetError(f"the plan leaves nothing of axis {position} of {tensor}", "keep more of this layer")
         return masks
+
+    def attributes(self, plan: Plan) -> dict[Axis, int]:
+        """New values of the integers in modules that count what the plan cuts, by attribute and item of a list."""
+        values: dict[Axis, int] = {}
+        for key, kept in plan.kept.items():
+            group = self.by_key[key]
+            stays = torch.zeros(group.units + 1, dtype=torch.bool)
+            stays[kept] = True
+            for size in group.sizes:
+                place = (size.tensor, size.axis)
+                lost = int(((size.unit >= 0) & ~stays[size.unit]).sum())
+                values[place] = values.get(place, len(size.unit)) - lost
+        return values
 
     def _check(self, plan: Plan) -> None:
         for key, kept in plan.kept.items():

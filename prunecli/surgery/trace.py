@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,25 +13,28 @@ from torch.utils._pytree import tree_leaves
 from prunecli.errors import TargetError, UsageError
 from prunecli.surgery import shrink
 from prunecli.surgery.call import labels_of
+from prunecli.surgery.functions import SizeMode
 from prunecli.surgery.grouping import never_called, structure_of
 from prunecli.surgery.ledger import FIXED, Ledger
 from prunecli.surgery.mode import LabelMode, ValuesAskedError, label
+from prunecli.surgery.sizes import follow_attributes
 from prunecli.surgery.structure import Plan, Structure
 from prunecli.surgery.trial import Trial, trial_plan
 from prunecli.surgery.twin import META, inputs_on, twin_of
 
 
-def trace(network: nn.Module, *inputs: Any, train: bool = False) -> Structure:
+def trace(network: nn.Module, *inputs: Any, train: bool = False, heads: bool = False) -> Structure:
     """Which slices of which parameters and buffers can be cut together; the network is left as it was.
 
     A copy runs on the meta device, without values, in eval mode; and once more in train mode if `train`, or if layers
     were never called, so that heads which exist only there are seen. A network that asks for values runs once with its
     own weights instead. Then a copy with half of every group cut off runs, and whatever does not follow the cut is
-    fixed, with the reason. Raises UsageError, naming the layer, when the network does not run on these inputs.
+    fixed, with the reason. Attention loses the same positions of every head or, if `heads`, whole heads.
+    Raises UsageError, naming the layer, when the network does not run on these inputs.
     """
-    ledger = _whole(network, inputs, (False, True) if train else (False,))
+    ledger = _whole(network, inputs, (False, True) if train else (False,), heads)
     if not train and never_called(network, ledger):
-        ledger = _whole(network, inputs, (False, True))
+        ledger = _whole(network, inputs, (False, True), heads)
     while True:
         structure = structure_of(network, ledger, ledger.components())
         plan = trial_plan(structure)
@@ -50,18 +54,20 @@ def verify(network: nn.Module, structure: Structure, plan: Plan, *inputs: Any) -
         raise TargetError(f"these widths cannot be cut: {why}", "ask for other widths, or --skip that layer")
 
 
-def _whole(network: nn.Module, inputs: tuple[Any, ...], modes: tuple[bool, ...]) -> Ledger:
+def _whole(network: nn.Module, inputs: tuple[Any, ...], modes: tuple[bool, ...], heads: bool) -> Ledger:
     """The ledger of the network as it is."""
     try:
-        return _run_on(META, network, inputs, Ledger(modes))
+        return _run_on(META, network, inputs, Ledger(modes, heads=heads))
     except ValuesAskedError:
-        return _run_on(None, network, inputs, Ledger(modes))
+        return _run_on(None, network, inputs, Ledger(modes, heads=heads))
 
 
 def _run_on(device: torch.device | None, network: nn.Module, inputs: tuple[Any, ...], ledger: Ledger) -> Ledger:
     for train in ledger.modes:
         with torch.inference_mode():
-            for _, why in _run(twin_of(network, device).train(train), inputs_on(inputs, device), ledger):
+            twin = twin_of(network, device).train(train)
+            follow_attributes(twin, ledger)
+            for _, why in _run(twin, inputs_on(inputs, device), ledger):
                 raise UsageError(
                     f"the network cannot be traced: {why}", "give example inputs on which the network runs"
                 )
@@ -87,7 +93,7 @@ def _run(twin: nn.Module, inputs: tuple[Any, ...], ledger: Ledger) -> Iterable[t
     mode = LabelMode(ledger)
     mode.follow(twin)
     try:
-        with mode:
+        with mode, nullcontext() if isinstance(ledger, Trial) else SizeMode(ledger, lambda: mode.layer):
             output = twin(*inputs)
     except ValuesAskedError:
         raise

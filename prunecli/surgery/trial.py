@@ -45,6 +45,10 @@ class Trial(Ledger):
         units = self._parts.root[self._whole.axes[axis]]
         return units[self._keep[axis]] if axis in self._keep else units
 
+    def names_sizes(self) -> bool:
+        """As in the whole network."""
+        return self.place in self._whole.followed
+
     def tie(self, first: Tensor, second: Tensor, why: str) -> None:
         """Units at equal places must be the same, or both stay."""
         differ = (first != second) & ~(self._stays[first] & self._stays[second])
@@ -52,9 +56,9 @@ class Trial(Ledger):
             nodes = torch.cat([x.expand(differ.shape)[differ] for x in (first, second)])
             self.broken.append((nodes, f"{why} does not follow a cut of its channels"))
 
-    def reshape(self, layers: tuple[Tensor, ...], shape: Sequence[int], why: str) -> None:
+    def reshape(self, split: Sequence[Tensor], layers: Sequence[Tensor], shape: Sequence[int], why: str) -> None:
         """Whatever shape a tensor takes, a cut shortens only axes that units run along."""
-        before, size, _ = self._whole.reshapes.get(self.place, (layers, shape, why))
+        before, size = self._whole.reshapes.get(self.place, (layers, shape))
         for d in (d for d in range(len(size)) if shape[d : d + 1] != size[d : d + 1]):
             units = [self._parts.unit[nodes] for nodes in before]
             if all(bool((unit == unit.narrow(d, 0, 1)).all()) for unit in units):
