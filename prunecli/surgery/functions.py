@@ -83,7 +83,9 @@ class SizeMode(TorchFunctionMode):
             _measure(values[3], out, values[1] % out.ndim, why)
         elif name == "__getitem__":
             for axis, size in _bounds(values[0], values[1]):
-                _measure(size, values[0].narrow(axis, 0, int(size)), axis, why)
+                for layer in labels_of(values[0]).layers:
+                    if axis in support(layer):
+                        size.count(layer.narrow(axis, 0, int(size)), axis, why)
         elif name in _CONVOLUTIONS and isinstance(values[-1], Size):
             groups, weight = values[-1], values[1]
             for layer in labels_of(weight).layers:

@@ -28,7 +28,6 @@ class Ledger:
         self.heads = heads
         self.sizes: dict[Axis, Tensor] = {}  # attribute of a module, item if it is a list: nodes
         self.follows = False  # are the places that the running function names sizes, or numbers written in the code?
-        self.followed: set[tuple[int, int]] = set()
         self.axes: dict[Axis, Tensor] = {}
         self.roles: dict[Axis, str] = {}
         self.called: set[str] = set()
@@ -54,6 +53,10 @@ class Ledger:
             self._size += length
         return self.axes[key]
 
+    def counts(self, attribute: str, item: int, value: int) -> bool:
+        """Can this integer count units?"""
+        return value > 1
+
     def size(self, attribute: str, item: int, value: int) -> Tensor:
         """Nodes [value] that an integer attribute counts, or an item of a list."""
         self.sizes[attribute, item] = torch.arange(self._size, self._size + value)
@@ -61,12 +64,6 @@ class Ledger:
         self._owners.append((attribute, item))
         self._size += value
         return self.sizes[attribute, item]
-
-    def names_sizes(self) -> bool:
-        """Are the places that the running operation names sizes, which follow a cut?"""
-        if self.follows:
-            self.followed.add(self.place)
-        return self.follows
 
     def tie(self, first: Tensor, second: Tensor, why: str) -> None:
         """Nodes at equal places of two broadcastable tensors go together; a tie to node 0 fixes."""

@@ -72,7 +72,7 @@ def pick(call: Call) -> Layers | PerOutput:
     axes = call.axes("dim" if "dim" in call.args else "dims", len(shape))
     if call.op == "slice" and call.shape == shape:
         return layers
-    if call.op == "slice" and call.ledger.names_sizes():
+    if call.op == "slice" and call.ledger.follows:
         (axis,) = axes
         places = slice(call.args["start"], call.args["end"], call.args["step"])
         return tuple(x[(slice(None),) * axis + (places,)] if axis in support(x) else x for x in layers)
@@ -87,7 +87,7 @@ def split(call: Call) -> PerOutput:
     """Equal parts keep the same positions each; unequal ones need sizes that follow a cut."""
     shape, layers = call.operand("self")
     (axis,) = call.axes("dim", len(shape))
-    if call.op == "split_with_sizes" and call.ledger.names_sizes():
+    if call.op == "split_with_sizes" and call.ledger.follows:
         return list(zip(*(_parts(layer, call.args["split_sizes"], axis) for layer in layers), strict=True))
     sizes = {part.shape[axis] for part in call.out}
     if len(sizes) > 1:

@@ -43,9 +43,10 @@ def apply(
         for mask in {*names[name]} & (masks or {}).keys():
             masks[mask] = take(masks[mask], places)  # type: ignore[index]
     cut = {layer_of(name): None for name, _ in lengths}
-    for sizes in (changed(network, cut, structure.whole_groups), counted(network, structure.attributes(plan))):
-        set_attributes(network, sizes)
-        result.attributes |= {layer: result.attributes.get(layer, {}) | values for layer, values in sizes.items()}
+    numbers = {axis: int(mask.sum()) for axis, mask in structure.size_masks(plan).items()}
+    for values in (changed(network, cut, structure.whole_groups), counted(network, numbers)):
+        set_attributes(network, values)
+        result.attributes |= {layer: result.attributes.get(layer, {}) | new for layer, new in values.items()}
     return result
 
 

@@ -157,10 +157,10 @@ def follow_attributes(network: nn.Module, ledger: Ledger) -> None:
             if attribute.startswith("_"):
                 continue
             key = f"{name}.{attribute}" if name else attribute
-            if type(value) is int and value > 1:
+            if type(value) is int and ledger.counts(key, 0, value):
                 setattr(module, attribute, _own(ledger, key, 0, value))
             elif isinstance(value, list | tuple) and value and all(type(v) is int for v in value):
-                items = [_own(ledger, key, i, v) if v > 1 else v for i, v in enumerate(value)]
+                items = [_own(ledger, key, i, v) if ledger.counts(key, i, v) else v for i, v in enumerate(value)]
                 setattr(module, attribute, items if isinstance(value, list) else tuple(items))
 
 

@@ -121,34 +121,28 @@ class Structure:
         Raises UsageError for a plan that does not fit this network and TargetError for one that empties a layer.
         """
         self._check(plan)
-        masks: dict[Axis, Tensor] = {}
-        for key, kept in plan.kept.items():
-            group = self.by_key[key]
-            gone = torch.ones(group.units + 1, dtype=torch.bool)
-            gone[kept] = False
-            gone[-1] = False  # where unit is -1
-            for member in group.members:
-                lost = gone[member.unit]
-                if bool(lost.any()):
-                    axis = (member.tensor, member.axis)
-                    masks[axis] = masks.get(axis, torch.ones_like(lost)) & ~lost
+        masks = self._kept(plan, [group.members for group in self.groups])
         for (tensor, position), mask in masks.items():
             if not bool(mask.any()):
                 raise TargetError(f"the plan leaves nothing of axis {position} of {tensor}", "keep more of this layer")
         return masks
 
-    def attributes(self, plan: Plan) -> dict[Axis, int]:
-        """New values of the integers in modules that count what the plan cuts, by attribute and item of a list."""
-        values: dict[Axis, int] = {}
-        for key, kept in plan.kept.items():
-            group = self.by_key[key]
-            stays = torch.zeros(group.units + 1, dtype=torch.bool)
-            stays[kept] = True
-            for size in group.sizes:
-                place = (size.tensor, size.axis)
-                lost = int(((size.unit >= 0) & ~stays[size.unit]).sum())
-                values[place] = values.get(place, len(size.unit)) - lost
-        return values
+    def size_masks(self, plan: Plan) -> dict[Axis, Tensor]:
+        """The same for the integers in modules that count what the plan cuts, by attribute and item of a list."""
+        return self._kept(plan, [group.sizes for group in self.groups])
+
+    def _kept(self, plan: Plan, members: list[list[Member]]) -> dict[Axis, Tensor]:
+        masks: dict[Axis, Tensor] = {}
+        for group, own in zip(self.groups, members, strict=True):
+            gone = torch.ones(group.units + 1, dtype=torch.bool)
+            gone[plan.kept.get(group.key, slice(None))] = False
+            gone[-1] = False  # where unit is -1
+            for member in own:
+                lost = gone[member.unit]
+                if bool(lost.any()):
+                    axis = (member.tensor, member.axis)
+                    masks[axis] = masks.get(axis, torch.ones_like(lost)) & ~lost
+        return masks
 
     def _check(self, plan: Plan) -> None:
         for key, kept in plan.kept.items():

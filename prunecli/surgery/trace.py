@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -66,7 +65,6 @@ def _run_on(device: torch.device | None, network: nn.Module, inputs: tuple[Any, 
     for train in ledger.modes:
         with torch.inference_mode():
             twin = twin_of(network, device).train(train)
-            follow_attributes(twin, ledger)
             for _, why in _run(twin, inputs_on(inputs, device), ledger):
                 raise UsageError(
                     f"the network cannot be traced: {why}", "give example inputs on which the network runs"
@@ -90,10 +88,11 @@ def _broken(network: nn.Module, inputs: tuple[Any, ...], structure: Structure, p
 def _run(twin: nn.Module, inputs: tuple[Any, ...], ledger: Ledger) -> Iterable[tuple[Tensor, str]]:
     """Run a copy of the network and fill the ledger. Returns, if it fails, which nodes reached the failure, and why."""
     label(twin, ledger)
+    follow_attributes(twin, ledger)
     mode = LabelMode(ledger)
     mode.follow(twin)
     try:
-        with mode, nullcontext() if isinstance(ledger, Trial) else SizeMode(ledger, lambda: mode.layer):
+        with mode, SizeMode(ledger, lambda: mode.layer):
             output = twin(*inputs)
     except ValuesAskedError:
         raise

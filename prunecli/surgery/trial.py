@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunecli.surgery.ledger import FIXED, Axis, Ledger
+from prunecli.surgery.ledger import FIXED, Axis, Ledger, Side
 from prunecli.surgery.structure import Plan, Structure
 
 
@@ -27,6 +27,7 @@ class Trial(Ledger):
         self.whole_groups = dict(structure.whole_groups)
         self.answers = list(structure.ledger.answers)
         self._keep = structure.keep_masks(plan)
+        self._counted = structure.size_masks(plan)
         self._parts = structure.parts
         self._whole = structure.ledger
         self._stays = torch.ones_like(self._parts.unit, dtype=torch.bool)
@@ -34,6 +35,7 @@ class Trial(Ledger):
             self._stays[self._parts.unit[self._whole.axes[axis]]] = False
         self._stays[FIXED] = True
         left = [torch.unique(self._left(axis)) for axis in self._keep]
+        left += [self._parts.root[self._whole.sizes[axis]][mask] for axis, mask in self._counted.items()]
         self._lone = torch.cat([torch.zeros(0, dtype=torch.int64), *(units for units in left if len(units) == 1)])
 
     def axis(self, tensor: str, axis: int, length: int) -> Tensor:
@@ -45,9 +47,18 @@ class Trial(Ledger):
         units = self._parts.root[self._whole.axes[axis]]
         return units[self._keep[axis]] if axis in self._keep else units
 
-    def names_sizes(self) -> bool:
-        """As in the whole network."""
-        return self.place in self._whole.followed
+    def counts(self, attribute: str, item: int, value: int) -> bool:
+        """As before the cut."""
+        return (attribute, item) in self._whole.sizes
+
+    def size(self, attribute: str, item: int, value: int) -> Tensor:
+        """Units that are left of those that an attribute counts."""
+        units = self._parts.root[self._whole.sizes[attribute, item]]
+        units = units[self._counted[attribute, item]] if (attribute, item) in self._counted else units
+        return torch.where(torch.isin(units, self._lone), FIXED, units)
+
+    def link(self, first: Side, second: Side, why: str) -> None:
+        """Known from the whole network."""
 
     def tie(self, first: Tensor, second: Tensor, why: str) -> None:
         """Units at equal places must be the same, or both stay."""
