@@ -66,9 +66,8 @@ def normed(norm: nn.Module) -> Net:
 def mlp(act: Callable[[Tensor], Tensor]) -> Net:
     """A function or module of 8 features of tokens between two linear layers."""
     parts = {"act": act} if isinstance(act, nn.Module) else {}
-    return Net(
-        lambda n, x: n.fc(act(n.a(x)) if not parts else n.act(n.a(x))), a=nn.Linear(12, 8), fc=nn.Linear(8, 4), **parts
-    )
+    fc = nn.Linear(8, 4)
+    return Net(lambda n, x: n.fc(n.act(n.a(x)) if parts else act(n.a(x))), a=nn.Linear(12, 8), fc=fc, **parts)
 
 
 @dataclass

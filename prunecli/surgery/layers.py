@@ -8,7 +8,7 @@ convolution's weight two (its outputs, its inputs), a feature map one, an unlabe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise, product
 
 import torch
 from torch import Tensor
@@ -48,10 +48,10 @@ def unite(ledger: Ledger, operands: Sequence[Operand], why: str) -> Layers:
     """
     ndim = max(len(shape) for shape, _ in operands)
     shapes = [(1,) * (ndim - len(shape)) + tuple(shape) for shape, _ in operands]
+    aligned = [tuple(x.view((1,) * (ndim - x.ndim) + tuple(x.shape)) for x in layers) for _, layers in operands]
     clusters: list[tuple[set[int], list[tuple[int, Tensor]]]] = []
-    for number, (_, layers) in enumerate(operands):
+    for number, layers in enumerate(_uncrossed(ledger, aligned, why)):
         for layer in layers:
-            layer = layer.view((1,) * (ndim - layer.ndim) + tuple(layer.shape))
             axes, members = support(layer), [(number, layer)]
             for cluster in [c for c in clusters if c[0] & axes]:
                 axes, members = axes | cluster[0], cluster[1] + members
@@ -72,6 +72,24 @@ def unite(ledger: Ledger, operands: Sequence[Operand], why: str) -> Layers:
                 left = rigid(ledger, left, axis, why)
         result.extend(left)
     return tuple(result)
+
+
+def _uncrossed(ledger: Ledger, operands: Sequence[Layers], why: str) -> Sequence[Layers]:
+    """Where layers of several operands cross, as [heads, width] and [heads, other width] do, cuts run along one axis.
+
+    Either every head loses the same positions, and the two are independent, or both lose the same heads.
+    """
+    axes: set[int] = set()
+    for one, other in combinations(operands, 2):
+        for a, b in product(map(support, one), map(support, other)):
+            if a & b and a - b and b - a:
+                axes |= a ^ b if ledger.heads else a & b
+    for axis in axes:
+        operands = [
+            tuple(y for x in layers for y in (rigid(ledger, (x,), axis, why) if support(x) - axes else (x,)))
+            for layers in operands
+        ]
+    return operands
 
 
 def vector(ledger: Ledger, layers: Layers, axis: int, length: int, why: str) -> Tensor:
