@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 from handmade import FEATURES, TOKENS, Case, Net, check, mlp, parameter
 from torch import Tensor, nn
 
-from prunecli.surgery import trace
+from prunecli.surgery import apply, trace
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -141,6 +143,45 @@ def test_attention_in_one_layer_loses_the_same_positions_of_queries_and_keys() -
     (rows,) = (m for m in structure.group_of("qkv").members if m.tensor == "qkv.weight")
     assert structure.group_of("qkv").units == 8
     assert rows.unit.tolist() == [*range(8)] * 3
+
+
+def _counted_heads(attend: Callable[..., Tensor], groups: int) -> Net:
+    """Queries in `n.heads` heads of 4, keys and values in `n.groups` of 4 and 6."""
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        y = attend(n, _heads(n.q(x), n.heads), _heads(n.k(x), n.groups), _heads(n.v(x), n.groups))
+        return n.o(y.transpose(1, 2).flatten(2))
+
+    network = Net(
+        run, q=nn.Linear(12, 16), k=nn.Linear(12, 4 * groups), v=nn.Linear(12, 6 * groups), o=nn.Linear(24, 4)
+    )
+    network.heads, network.groups = 4, groups
+    return network
+
+
+HEADS = {
+    "attention": (_counted_heads(lambda n, q, k, v: (q @ k.mT).softmax(-1) @ v, 4), 4),
+    "fused": (_counted_heads(lambda n, q, k, v: _fused(0.5)(q, k, v), 4), 4),
+    "linear attention": (_counted_heads(lambda n, q, k, v: _linear_attention(q, k, v), 4), 4),
+    "grouped-query": (_counted_heads(lambda n, q, k, v: _fused(0.5, enable_gqa=True)(q, k, v), 2), 2),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_whole_or_narrower(name: str) -> None:
+    """Zero values are no head at all; of grouped queries all that read one head of keys and values go with it."""
+    network, units = HEADS[name]
+    for heads in (False, True):
+        structure = trace(network, TOKENS, heads=heads)
+        found = {g.units for g in structure.groups if g.prunable}
+        assert found == ({units} if heads else {4, 6}), structure.frozen
+        dense = oracle.randomise(network)
+        plan = oracle.half(structure)
+        oracle.zero(dense, structure, plan, ("out", "other"))
+        cut = copy.deepcopy(dense)
+        apply(cut, structure, plan)
+        oracle.same(dense, cut, (TOKENS.double(),))
+        assert (cut.heads, cut.groups) == ((2, units // 2) if heads else (4, network.groups))
 
 
 def test_the_rank_of_a_product_of_weights_is_cut_apart_from_its_outputs() -> None:

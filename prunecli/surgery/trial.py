@@ -22,7 +22,7 @@ class Trial(Ledger):
     """
 
     def __init__(self, structure: Structure, plan: Plan) -> None:
-        super().__init__(structure.ledger.modes)
+        super().__init__(structure.ledger.modes, heads=structure.ledger.heads)
         self.broken: list[tuple[Tensor, str]] = []
         self.whole_groups = dict(structure.whole_groups)
         self.answers = list(structure.ledger.answers)
