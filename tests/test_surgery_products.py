@@ -88,7 +88,7 @@ CASES = {
     "einsum with weights": Case(
         Net(lambda n, x: torch.einsum("btd,dhw,hwo->bto", n.a(x), n.up, n.down), a=nn.Linear(12, 8),
             up=parameter(8, 3, 4), down=parameter(3, 4, 5)),
-        TOKENS, {"a"},
+        TOKENS, {"a", ""},
     ),
     "bare weights": Case(
         Net(lambda n, x: F.relu(x @ n.first + n.bias) @ n.second, first=parameter(12, 8), bias=parameter(8),

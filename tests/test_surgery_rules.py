@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from handmade import FEATURES, IMAGE, TOKENS, Case, Net, between, check, conv, pooled, simple
 from torch import Tensor, nn
 
 from prunecli.errors import TargetError
 from prunecli.surgery import Plan, trace, verify
-
-
-class Net(nn.Module):
-    """A network written as its layers and a function of them and the input; the head averages over positions."""
-
-    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-        self._run = forward
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self._run(self, *inputs)
-
-
-def conv(inputs: int, outputs: int, size: int = 3, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, padding=size // 2, **options)
-
-
-def pooled(net: Net, x: Tensor) -> Tensor:
-    return net.fc(x.mean((2, 3)))
-
-
-IMAGE = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-FEATURES = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
-TOKENS = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(2))
-
-
-def _simple(act: Callable[[Tensor], Tensor]) -> Net:
-    return Net(lambda n, x: pooled(n, n.b(act(n.a(x)))), a=conv(3, 8), b=conv(8, 6), fc=nn.Linear(6, 4))
-
-
-def _between(move: Callable[[Tensor], Tensor], width: int = 8, **layers: nn.Module) -> Net:
-    """A data movement between two convolutions."""
-    return Net(lambda n, x: pooled(n, n.b(move(n.a(x)))), a=conv(3, 8), b=conv(width, 6), fc=nn.Linear(6, 4), **layers)
 
 
 def _shuffle(x: Tensor) -> Tensor:
@@ -63,11 +28,11 @@ def _attention(n: Net, x: Tensor) -> Tensor:
 
 # name -> network, input, layers whose outputs must be cut
 CUT: dict[str, tuple[Net, Tensor, set[str]]] = {
-    "plain": (_simple(F.relu), IMAGE, {"a", "b"}),
-    "inplace": (_simple(lambda x: F.relu(x, inplace=True).mul_(2)), IMAGE, {"a", "b"}),
-    "pooling": (_simple(lambda x: F.adaptive_avg_pool2d(F.max_pool2d(x, 2), 2)), IMAGE, {"a", "b"}),
-    "interpolate": (_simple(lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear")), IMAGE, {"a", "b"}),
-    "reflect": (_simple(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")), IMAGE, {"a", "b"}),
+    "plain": (simple(F.relu), IMAGE, {"a", "b"}),
+    "inplace": (simple(lambda x: F.relu(x, inplace=True).mul_(2)), IMAGE, {"a", "b"}),
+    "pooling": (simple(lambda x: F.adaptive_avg_pool2d(F.max_pool2d(x, 2), 2)), IMAGE, {"a", "b"}),
+    "interpolate": (simple(lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear")), IMAGE, {"a", "b"}),
+    "reflect": (simple(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")), IMAGE, {"a", "b"}),
     "residual": (
         Net(lambda n, x: pooled(n, F.relu(n.b(y := n.a(x)) + y)), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 4)),
         IMAGE, {"a", "b"},
@@ -128,20 +93,20 @@ CUT: dict[str, tuple[Net, Tensor, set[str]]] = {
         Net(lambda n, x: pooled(n, n.b(F.relu(n.b(n.a(x))))), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 4)),
         IMAGE, {"a", "b"},
     ),
-    "act(0) is not 0": (_simple(lambda x: F.softplus(x) + torch.sigmoid(x) + 1), IMAGE, {"a", "b"}),
-    "channel shuffle": (_between(_shuffle), IMAGE, {"a", "b"}),
-    "flip": (_between(lambda x: x.flip(1).flip(2)), IMAGE, {"a", "b"}),
-    "roll of positions": (_between(lambda x: x.roll((1, 2), (2, 3))), IMAGE, {"a", "b"}),
+    "act(0) is not 0": (simple(lambda x: F.softplus(x) + torch.sigmoid(x) + 1), IMAGE, {"a", "b"}),
+    "channel shuffle": (between(_shuffle), IMAGE, {"a", "b"}),
+    "flip": (between(lambda x: x.flip(1).flip(2)), IMAGE, {"a", "b"}),
+    "roll of positions": (between(lambda x: x.roll((1, 2), (2, 3))), IMAGE, {"a", "b"}),
     "chunk": (
         Net(lambda n, x: pooled(n, torch.mul(*n.a(x).chunk(2, 1))), a=conv(3, 16), fc=nn.Linear(8, 4)), IMAGE, {"a"},
     ),
-    "glu": (_between(lambda x: F.glu(x, 1), 4), IMAGE, {"a", "b"}),
-    "swapped halves": (_between(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), IMAGE, {"a", "b"}),
+    "glu": (between(lambda x: F.glu(x, 1), 4), IMAGE, {"a", "b"}),
+    "swapped halves": (between(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), IMAGE, {"a", "b"}),
     "pixel shuffle": (
         Net(lambda n, x: pooled(n, n.b(F.pixel_shuffle(n.a(x), 2))), a=conv(3, 32), b=conv(8, 6), fc=nn.Linear(6, 4)),
         IMAGE, {"a", "b"},
     ),
-    "pixel unshuffle": (_between(lambda x: F.pixel_unshuffle(x, 2), 32), IMAGE, {"a", "b"}),
+    "pixel unshuffle": (between(lambda x: F.pixel_unshuffle(x, 2), 32), IMAGE, {"a", "b"}),
     "zero-padded channels": (
         Net(lambda n, x: pooled(n, n.b(y := n.a(x)) + F.pad(y, (0, 0, 0, 0, 2, 2))), a=conv(3, 8), b=conv(8, 12),
             fc=nn.Linear(12, 4)),
@@ -190,17 +155,9 @@ NOT_DEAD = {"act(0) is not 0", "token mixing"}  # a unit of zero weights still c
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_cut_equals_masked(name: str) -> None:
+def test_channels_are_cut(name: str) -> None:
     network, inputs, layers = CUT[name]
-    structure = oracle.check_masking(network, (inputs,))
-    assert {layer for g in structure.groups if g.prunable for layer in g.layers} == layers
-    assert not any(group.changes_function for group in structure.groups)
-
-
-@pytest.mark.parametrize("name", [name for name in CUT if name not in NOT_DEAD])
-def test_dead_units_change_nothing(name: str) -> None:
-    network, inputs, _ = CUT[name]
-    oracle.check_dead(network, (inputs,))
+    check(Case(network, inputs, layers, dead=name not in NOT_DEAD))
 
 
 class Place(nn.Module):
@@ -229,18 +186,18 @@ FROZEN: dict[str, tuple[Net, Tensor, set[str], str]] = {
         Net(lambda n, x: n.fc(n.a(x).split([3, 5], 1)[0].mean((2, 3))), a=conv(3, 8), fc=nn.Linear(3, 4)),
         IMAGE, {"a"}, "split_with_sizes",
     ),
-    "slice": (_between(lambda x: x[:, 2:6], 4), IMAGE, {"a"}, "slice"),
-    "select": (_between(lambda x: x[:, 3][:, None], 1), IMAGE, {"a"}, "select"),
-    "roll": (_between(lambda x: x.roll(3, 1)), IMAGE, {"a"}, "roll"),
-    "soft-max": (_simple(lambda x: x.softmax(1)), IMAGE, {"a"}, "softmax"),
-    "maximum of channels": (_between(lambda x: x.amax(1, keepdim=True), 1), IMAGE, {"a"}, "amax"),
-    "no rule": (_simple(lambda x: x.renorm(2, 1, 1)), IMAGE, {"a"}, "renorm"),
-    "full constant": (_simple(lambda x: x + torch.arange(8, device=x.device)[:, None, None]), IMAGE, {"a"}, "add"),
+    "slice": (between(lambda x: x[:, 2:6], 4), IMAGE, {"a"}, "slice"),
+    "select": (between(lambda x: x[:, 3][:, None], 1), IMAGE, {"a"}, "select"),
+    "roll": (between(lambda x: x.roll(3, 1)), IMAGE, {"a"}, "roll"),
+    "soft-max": (simple(lambda x: x.softmax(1)), IMAGE, {"a"}, "softmax"),
+    "maximum of channels": (between(lambda x: x.amax(1, keepdim=True), 1), IMAGE, {"a"}, "amax"),
+    "no rule": (simple(lambda x: x.renorm(2, 1, 1)), IMAGE, {"a"}, "renorm"),
+    "full constant": (simple(lambda x: x + torch.arange(8, device=x.device)[:, None, None]), IMAGE, {"a"}, "add"),
     "written into zeros": (
         Net(lambda n, x: pooled(n, n.b(n.p(n.a(x)))), a=conv(3, 8), p=Place(), b=conv(8, 6), fc=nn.Linear(6, 4)),
         IMAGE, {"a"}, "copy",
     ),
-    "cropped channels": (_between(lambda x: F.pad(x, (0, 0, 0, 0, -2, 0)), 6), IMAGE, {"a"}, "pad"),
+    "cropped channels": (between(lambda x: F.pad(x, (0, 0, 0, 0, -2, 0)), 6), IMAGE, {"a"}, "pad"),
     "head width in the code": (
         Net(lambda n, x: n.o((n.q(x).view(2, 5, -1, 4).transpose(1, 2) @ n.k(x).view(2, 5, -1, 4).permute(0, 2, 3, 1))
                              .softmax(-1).mean(1)),
@@ -248,7 +205,7 @@ FROZEN: dict[str, tuple[Net, Tensor, set[str], str]] = {
         TOKENS, {"q", "k"}, "view",
     ),
     "mixed with positions": (
-        _between(lambda x: x.reshape(x.shape[0], 4, 12, 6), 4), IMAGE, {"a"}, "reshape",
+        between(lambda x: x.reshape(x.shape[0], 4, 12, 6), 4), IMAGE, {"a"}, "reshape",
     ),
 }  # fmt: skip
 
@@ -262,26 +219,6 @@ def test_what_cannot_be_cut_is_named(name: str) -> None:
         assert reason in structure.frozen[layer]
     if any(group.prunable for group in structure.groups):
         oracle.check_masking(network, (inputs,))
-
-
-@pytest.mark.parametrize(
-    "norm", [nn.GroupNorm(2, 8), nn.Sequential(nn.Flatten(2), nn.LayerNorm(36), nn.Unflatten(2, (6, 6)))]
-)
-def test_norms_over_other_axes(norm: nn.Module) -> None:
-    network = Net(
-        lambda n, x: pooled(n, n.b(n.norm(n.a(x)))), a=conv(3, 8), norm=norm, b=conv(8, 6), fc=nn.Linear(6, 4)
-    )
-    group = trace(network, IMAGE).group_of("a")
-    assert group.prunable
-    assert (group.changes_function is not None) == isinstance(norm, nn.GroupNorm)
-
-
-def test_a_layer_norm_over_channels_is_said_to_change_the_function() -> None:
-    network = Net(lambda n, x: n.fc(n.norm(n.a(x))), a=nn.Linear(12, 8), norm=nn.LayerNorm(8), fc=nn.Linear(8, 4))
-    structure = trace(network, TOKENS)
-    assert "layer_norm in norm" in str(structure.group_of("a").changes_function)
-    with pytest.raises(AssertionError):
-        oracle.check_masking(network, (TOKENS,))
 
 
 def test_a_network_that_decides_by_its_data() -> None:

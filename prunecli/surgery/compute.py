@@ -80,6 +80,24 @@ def pool_3d(call: Call) -> Layers:
     return _window(call, 3)
 
 
+def pad_around(call: Call) -> Layers:
+    """Padding by what is at the other end, along as many of the last axes as it names."""
+    return _window(call, len(call.args["pad"]) // 2)
+
+
+def unpool(call: Call) -> Layers:
+    """Values go back to the places from which the pooling took them; `output_size` names all positions."""
+    positions = set(range(call.args["self"].ndim - len(call.args["output_size"]), call.args["self"].ndim))
+    return fix_support(call.ledger, elementwise(call), positions, call.why)
+
+
+def sample(call: Call) -> Layers:
+    """Values at the positions [n, ..., 2] that a grid names; the grid's own axes are positions too."""
+    grid = fix_support(call.ledger, call.layers("grid"), set(range(1, call.args["grid"].ndim)), call.why)
+    x = fix_support(call.ledger, call.layers("input"), set(range(2, call.args["input"].ndim)), call.why)
+    return call.unite([(call.shape, x), (call.shape[:1] + (1,) * (len(call.shape) - 1), grid)])
+
+
 def _window(call: Call, positions: int) -> Layers:
     shape, layers = call.operand("self" if "self" in call.args else "input")
     return fix_support(call.ledger, layers, set(range(len(shape) - positions, len(shape))), call.why)

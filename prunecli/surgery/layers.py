@@ -62,6 +62,9 @@ def unite(ledger: Ledger, operands: Sequence[Operand], why: str) -> Layers:
         left: Layers = tuple(layer for _, layer in members)
         labelled = {number for number, _ in members}
         if len(labelled) > 1:
+            left = tuple(
+                x for number in sorted(labelled) for x in _main(ledger, [y for n, y in members if n == number], why)
+            )
             chosen = min(left, key=Tensor.numel)
             for layer in left:
                 if layer is not chosen:
@@ -90,6 +93,15 @@ def _uncrossed(ledger: Ledger, operands: Sequence[Layers], why: str) -> Sequence
             for layers in operands
         ]
     return operands
+
+
+def _main(ledger: Ledger, layers: Sequence[Tensor], why: str) -> Layers:
+    """Of several layers along the same axes (channels and window of a flattened kernel) only the first may be cut."""
+    first: dict[frozenset[int], Tensor] = {}
+    for layer in layers:
+        if first.setdefault(frozenset(support(layer)), layer) is not layer:
+            ledger.fix(layer, why)
+    return tuple(first.values())
 
 
 def vector(ledger: Ledger, layers: Layers, axis: int, length: int, why: str) -> Tensor:

@@ -194,3 +194,22 @@ def fold(call: Call) -> Layers:
     layers = fix_support(call.ledger, layers, {axis}, call.why)
     blocks = (*shape[:-2], shape[-2] // pixels, pixels, shape[-1])
     return rigid(call.ledger, reshape(call.ledger, layers, shape, blocks, call.why), axis, call.why)
+
+
+def triangle(call: Call) -> Layers:
+    """Which elements of a matrix stay depends on both of their places."""
+    layers, ndim = call.layers("self"), call.args["self"].ndim
+    for axis in (ndim - 2, ndim - 1):
+        layers = rigid(call.ledger, layers, axis, f"{call.why} names places along the channels")
+    return layers
+
+
+def as_complex(call: Call) -> Layers:
+    """The last axis becomes real and imaginary part: both stay or go."""
+    layers = rigid(call.ledger, call.layers("self"), call.args["self"].ndim - 1, call.why)
+    return tuple(layer.squeeze(-1) for layer in layers)
+
+
+def as_real(call: Call) -> Layers:
+    """Real and imaginary part, along a new last axis."""
+    return tuple(layer.unsqueeze(-1) for layer in call.layers("self"))

@@ -28,6 +28,9 @@ _MOVING: dict[Rule, str] = {
     movement.pad: "constant_pad_nd",
     movement.pixel_shuffle: "pixel_shuffle",
     movement.pixel_unshuffle: "pixel_unshuffle",
+    movement.triangle: "tril triu",
+    movement.as_complex: "view_as_complex",
+    movement.as_real: "view_as_real",
     movement.channel_shuffle: "channel_shuffle native_channel_shuffle",
     movement.rot90: "rot90",
     movement.windows: "unfold",
@@ -44,8 +47,8 @@ _MOVING: dict[Rule, str] = {
 
 _COMPUTING: dict[Rule, str] = {
     compute.elementwise: """dropout feature_dropout alpha_dropout native_dropout copy hardswish gelu _prelu_kernel
-        log_sigmoid log_sigmoid_forward empty_like zeros_like ones_like full_like rand_like randn_like fill zero
-        bernoulli uniform normal exponential rsub rrelu rrelu_with_noise where masked_fill""",
+        log_sigmoid log_sigmoid_forward mish complex polar empty_like zeros_like ones_like full_like rand_like
+        randn_like fill zero bernoulli uniform normal exponential rsub rrelu rrelu_with_noise where masked_fill""",
     compute.gated: "glu",
     compute.fresh: "new_empty new_zeros new_ones new_full new_empty_strided",
     compute.convolution: "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d",
@@ -64,7 +67,10 @@ _COMPUTING: dict[Rule, str] = {
         linalg_vector_norm norm logsumexp prod any all count_nonzero median nanmedian mode kthvalue""",
     statistics.extremum: "max min",
     statistics.along_axis: """softmax _softmax _safe_softmax log_softmax _log_softmax cumsum cumprod cummax cummin
-        logcumsumexp sort argsort topk""",
+        logcumsumexp sort argsort topk _fft_r2c _fft_c2r _fft_c2c""",
+    compute.pad_around: "_pad_circular",
+    compute.unpool: "max_unpool2d max_unpool3d",
+    compute.sample: "grid_sampler grid_sampler_2d grid_sampler_3d",
     compute.pool_1d: """max_pool1d max_pool1d_with_indices avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d
         reflection_pad1d replication_pad1d upsample_nearest1d _upsample_nearest_exact1d upsample_linear1d""",
     compute.pool_2d: """max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d
