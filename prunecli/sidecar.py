@@ -79,8 +79,7 @@ class FileRef(Strict, kw_only=True):
 class Arch(Strict, kw_only=True):
     """How the *dense* network is built.
 
-    name: A built-in network, `torchvision:NAME`, `timm:NAME`, or `package.module:function`, which is only imported when
-        trusted.
+    name: A built-in network, `torchvision:NAME`, `timm:NAME` or, imported only if trusted, `package.module:function`.
     args: Keyword arguments of its constructor.
     """
 
