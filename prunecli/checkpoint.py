@@ -233,7 +233,7 @@ def _set_attributes(
     Untrusted: only numbers that a module keeps as its own public attributes are set, and to less than they are, as
     cutting does: a larger padding, say, would take any amount of memory.
     """
-    modules = dict(network.named_modules())
+    modules = dict(network.named_modules(remove_duplicate=False))
     for module_name, values in attributes.items():
         for name, value in values.items():
             old = vars(modules[module_name]).get(name) if module_name in modules else None

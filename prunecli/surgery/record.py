@@ -58,7 +58,7 @@ def replay(network: nn.Module, record: Surgery) -> None:
     """
     tensors = network.state_dict(keep_vars=True)
     indices = _indices(tensors, record)
-    modules = dict(network.named_modules())
+    modules = dict(network.named_modules(remove_duplicate=False))
     for layer, attributes in record.attributes.items():
         for name in attributes:
             if not hasattr(modules.get(layer), name):
