@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from prunecli import checkpoint as checkpoints
 from prunecli.sidecar import Arch, Cost, Sidecar
 from prunecli.surgery import Plan, Structure, apply, replay, trace
+from prunecli.surgery.twin import all_tensors
 
 TOLERANCE = 1e-9
 AFFINE = ("weight", "bias")
@@ -142,7 +143,7 @@ def mask(network: nn.Module, structure: Structure, plan: Plan) -> nn.Module:
 
 def zero(network: nn.Module, structure: Structure, plan: Plan, roles: tuple[str, ...]) -> None:
     """Zero the slices of the removed units on the axes with these roles."""
-    tensors = network.state_dict(keep_vars=True)
+    tensors = all_tensors(network)
     for key, kept in plan.kept.items():
         group = structure.by_key[key]
         gone = torch.ones(group.units + 1, dtype=torch.bool)

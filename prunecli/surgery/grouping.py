@@ -40,6 +40,7 @@ def structure_of(network: nn.Module, ledger: Ledger, parts: Components) -> Struc
         frozen=frozen | never_called(network, ledger),
         order=list(dict.fromkeys(layer_of(tensor) for tensor, _ in outputs)),
         dense={name: tuple(t.shape) for name, t in own_tensors(network).items()},
+        unsaved=frozenset(own_tensors(network).keys() - network.state_dict().keys()),
         aliases=_aliases(network),
         whole_groups=dict(ledger.whole_groups),
         ledger=ledger,

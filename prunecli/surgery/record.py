@@ -11,6 +11,7 @@ from prunecli.errors import DamagedError
 from prunecli.sidecar import IndexSet, Surgery
 from prunecli.surgery.attributes import set_attributes
 from prunecli.surgery.ledger import Axis
+from prunecli.surgery.twin import all_tensors
 
 _HINT = "the record of cuts belongs to another network; use the dense checkpoint of the same architecture"
 
@@ -56,7 +57,7 @@ def replay(network: nn.Module, record: Surgery) -> None:
 
     Raises DamagedError, with nothing changed, when the record does not fit.
     """
-    tensors = network.state_dict(keep_vars=True)
+    tensors = all_tensors(network)
     indices = _indices(tensors, record)
     modules = dict(network.named_modules(remove_duplicate=False))
     for layer, attributes in record.attributes.items():

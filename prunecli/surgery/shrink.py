@@ -10,6 +10,7 @@ from prunecli.sidecar import Surgery
 from prunecli.surgery.attributes import changed, counted, set_attributes
 from prunecli.surgery.record import compose, take
 from prunecli.surgery.structure import Plan, Structure, layer_of
+from prunecli.surgery.twin import all_tensors
 
 
 def apply(
@@ -28,7 +29,7 @@ def apply(
     Raises UsageError for a plan or structure of another network, TargetError for a plan that empties a layer.
     """
     kept = {axis: mask.nonzero()[:, 0] for axis, mask in structure.keep_masks(plan).items()}
-    tensors = network.state_dict(keep_vars=True)
+    tensors = all_tensors(network)
     _check(structure, tensors, masks or {})
     names: dict[str, list[str]] = {name: [name] for name in structure.dense}
     for alias, name in structure.aliases.items():

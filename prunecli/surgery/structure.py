@@ -72,15 +72,16 @@ class Structure:
     """All groups of a network in the order of their first layers, and why the layers in `frozen` cannot be cut.
 
     `order` lists the layers whose weights make channels, in the order of their first call. `dense` has the shape of
-    every parameter and saved buffer when it was traced; `aliases` maps further names of tied tensors to the first.
-    `whole_groups` says of grouped convolutions whether they lose whole groups or the same positions of every group.
-    `ledger` and `parts` are the trace itself, with which runs of a cut network are compared.
+    every parameter and buffer when it was traced, also of the buffers in `unsaved`, which the `state_dict` lacks;
+    `aliases` maps further names of tied tensors to the first. `whole_groups` says of grouped convolutions whether they
+    lose whole groups or the same positions of every group. `ledger` and `parts` are the trace itself, with which runs of a cut network are compared.
     """
 
     groups: list[Group]
     frozen: dict[str, str]
     order: list[str]
     dense: dict[str, tuple[int, ...]]
+    unsaved: frozenset[str]
     aliases: dict[str, str]
     whole_groups: dict[str, bool]
     ledger: Ledger = field(repr=False)
@@ -113,7 +114,7 @@ class Structure:
             shapes[tensor][axis] = length
         for alias, name in self.aliases.items():
             shapes[alias] = shapes[name]
-        return {name: tuple(shape) for name, shape in shapes.items()}
+        return {name: tuple(shape) for name, shape in shapes.items() if name not in self.unsaved}
 
     def keep_masks(self, plan: Plan) -> dict[Axis, Tensor]:
         """What each axis keeps, bool [axis length], for the axes that lose anything.

@@ -31,10 +31,18 @@ def inputs_on(inputs: tuple[Any, ...], device: torch.device | None) -> tuple[Any
 
 
 def own_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by their first name."""
+    """Parameters and buffers by their first name; of buffers that are not saved only those of real numbers.
+
+    The others are tables of places, which no cut renumbers.
+    """
     saved = network.state_dict(keep_vars=True)
     named = (*network.named_parameters(), *network.named_buffers())
-    return {name: tensor for name, tensor in named if name in saved}
+    return {name: tensor for name, tensor in named if name in saved or tensor.is_floating_point()}
+
+
+def all_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those of the `state_dict` by every name that they have there."""
+    return {**dict(network.named_buffers()), **network.state_dict(keep_vars=True)}
 
 
 def _stand_in(tensor: Tensor, device: torch.device | None) -> Tensor:
