@@ -25,12 +25,13 @@ class ValuesAskedError(Exception):
 
 
 def label(network: nn.Module, ledger: Ledger) -> None:
-    """Give every parameter and saved buffer a layer of labels along each of its axes."""
+    """Give every parameter and buffer a layer of labels along each of its axes; buffers not saved are no weights."""
+    saved = network.state_dict()
     for name, tensor in own_tensors(network).items():
         layers: Layers = ()
         for axis, length in enumerate(tensor.shape):
             layers += along(ledger.axis(name, axis, length), axis, tensor.ndim)
-        set_labels(tensor, Labels(layers, own=True))
+        set_labels(tensor, Labels(layers, own=name in saved))
 
 
 class LabelMode(TorchDispatchMode):

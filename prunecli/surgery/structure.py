@@ -74,7 +74,8 @@ class Structure:
     `order` lists the layers whose weights make channels, in the order of their first call. `dense` has the shape of
     every parameter and buffer when it was traced, also of the buffers in `unsaved`, which the `state_dict` lacks;
     `aliases` maps further names of tied tensors to the first. `whole_groups` says of grouped convolutions whether they
-    lose whole groups or the same positions of every group. `ledger` and `parts` are the trace itself, with which runs of a cut network are compared.
+    lose whole groups or the same positions of every group. `ledger` and `parts` are the trace itself, with which runs
+    of a cut network are compared.
     """
 
     groups: list[Group]
