@@ -15,6 +15,7 @@ from prunecli.sidecar import json_schema
 
 if TYPE_CHECKING:
     from prunecli.measure.timing import Timing
+    from prunecli.reporting.structure import Outline
 
 
 def run(options: ReportOptions, say: Say = silent) -> Report | Schema:
@@ -31,6 +32,9 @@ def run(options: ReportOptions, say: Say = silent) -> Report | Schema:
         say.status("measuring latency")
         timed = zip(rows, _timings(rows, options), strict=True)
         rows = [replace(row, timings=tuple(timings)) for row, timings in timed]
+    if options.structure:
+        say.status("tracing")
+        rows = [replace(row, structure=_outline(row, options)) for row in rows]
     compared = rows[1:] if options.diff or len(rows) == 2 else []
     report = Report(
         rows=tuple(rows),
@@ -45,6 +49,14 @@ def run(options: ReportOptions, say: Say = silent) -> Report | Schema:
         say.status("drawing pictures")
         write_page(report, options.html)
     return report
+
+
+def _outline(row: Row, options: ReportOptions) -> Outline:
+    from prunecli.loading import load
+    from prunecli.reporting.tracing import outline
+
+    network, _ = load(row.path, trust=options.trust)
+    return outline(network, row.sidecar.cost.input, row.sums)
 
 
 def _timings(rows: list[Row], options: ReportOptions) -> list[list[Timing]]:

@@ -22,6 +22,9 @@ class ReportOptions(Execution):
     csv: bool = option(False, "Print a table of comma-separated values, a row a checkpoint.")
     md: bool = option(False, "Print a Markdown table.")
     html: str | None = option(None, "Also write a self-contained HTML page with pictures.", metavar="FILE")
+    structure: bool = option(
+        False, "Trace the network: which layers are tied to which, and why; with --html a picture of it."
+    )
     diff: bool = option(False, "Compare every checkpoint with the first (two are always compared).")
     latency: bool = option(False, "Measure the time of a forward pass in PyTorch and onnxruntime.")
     batch: str = option("1,64", "Batch sizes to measure latency with.", metavar="N,N")
@@ -43,6 +46,8 @@ class ReportOptions(Execution):
             raise UsageError("no checkpoint to report on", "name one or more: prunecli report base.safetensors")
         if self.csv and self.md:
             raise UsageError("--csv and --md are different forms of one table", "choose one")
+        if self.structure and (self.csv or self.md) and self.html is None:
+            raise UsageError("--structure: a table of numbers cannot show it", "drop --csv and --md, or add --html")
         if self.html is not None and not self.html.endswith((".html", ".htm")):
             raise UsageError(f"--html {self.html!r}: not the name of a page", "give a name such as report.html")
         check(self.repeats >= 2, "--repeats", self.repeats, "2 or more")

@@ -12,6 +12,7 @@ from prunecli.exporting.write import write
 from prunecli.reporting import columns, pictures
 from prunecli.reporting.model import Report
 from prunecli.reporting.pictures import Picture
+from prunecli.reporting.structure import brief
 from prunecli.reporting.terminal import value
 
 
@@ -26,7 +27,7 @@ def page(report: Report) -> str:
         loader=PackageLoader("prunecli.reporting"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    for function in (columns.count, columns.size, columns.share, columns.milliseconds):
+    for function in (columns.count, columns.size, columns.share, columns.milliseconds, brief):
         environment.filters[function.__name__] = function
     drawn = [(picture, Markup(picture.svg)) for picture in _pictures(report)]  # our own SVG, its text escaped
     return environment.get_template("report.html").render(
@@ -39,3 +40,4 @@ def _pictures(report: Report) -> Iterator[Picture]:
         drawn = draw(report.rows)
         if drawn:
             yield drawn
+    yield from pictures.structures(report.rows)

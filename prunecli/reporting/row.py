@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli import files
 from prunecli.measure import Totals, disk_sizes, totals
 from prunecli.reporting.lineage import Identity, Link, chain, identity, parent, story
+from prunecli.reporting.structure import Outline
 from prunecli.sidecar import Score, Sidecar
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Row:
     lineage: tuple[Link, ...] = ()
     parent: str | None = None  # name of the reported checkpoint that this one was made from
     timings: tuple[Timing, ...] = ()
+    structure: Outline | None = None
 
     @property
     def masked(self) -> bool:
@@ -103,6 +105,7 @@ class Row:
             "timings": [asdict(timing) for timing in self.timings],
             "parent": self.parent,
             "lineage": [link.data() for link in self.lineage],
+            "structure": self.structure.data() if self.structure else None,
             "layers": [{**asdict(layer), "sparsity": layer.sparsity} for layer in sums.layers],
         }
 

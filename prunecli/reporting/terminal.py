@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -20,6 +20,7 @@ from prunecli.reporting.columns import accuracy, count, milliseconds, overview, 
 from prunecli.reporting.differences import Change, Difference
 from prunecli.reporting.model import Report
 from prunecli.reporting.row import Row
+from prunecli.reporting.structure import Outline, brief
 
 PIPED_WIDTH = 120
 
@@ -36,10 +37,14 @@ def render(report: Report, *, width: int | None = None, color: bool | None = Non
         file=stream, width=max(width, 40), force_terminal=color, color_system="standard" if color else None,
         no_color=not color, highlight=False, emoji=False, legacy_windows=False,
     )  # fmt: skip
-    console.print(_overview(report.rows, console))
+    for table in _overview(report.rows, console):
+        console.print(table)
     _lineage(report.rows, console)
-    if len(report.rows) == 1:
-        console.print(_layers(report.rows[0]))
+    for row in report.rows:
+        if row.structure:
+            console.print(_structure(row.name, row.structure))
+        elif len(report.rows) == 1:
+            console.print(_layers(row))
     for difference in report.differences:
         console.print(_difference(difference))
     if any(row.timings for row in report.rows):
@@ -62,15 +67,21 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
     return table
 
 
-def _overview(rows: Sequence[Row], console: Console) -> Table:
-    chosen = overview(rows)
+def _overview(rows: Sequence[Row], console: Console) -> Iterator[Table]:
+    """Columns that the terminal is too narrow for are in further tables below."""
+    name, *left = overview(rows)
     unlimited = console.options.update(max_width=10**4)
-    while True:
-        table = _table("", [c.title for c in chosen], [[c.cell(row) for c in chosen] for row in rows])
-        expendable = [c for c in chosen if c.rank]
-        if not expendable or console.measure(table, options=unlimited).maximum <= console.width:
-            return table
-        chosen.remove(max(expendable, key=lambda c: c.rank))
+    while left:
+        shown = [name, *left]
+        while True:
+            table = _table("", [c.title for c in shown], [[c.cell(row) for c in shown] for row in rows])
+            expendable = [c for c in shown[1:] if c.rank]
+            fits = console.measure(table, options=unlimited).maximum <= console.width
+            if fits or not expendable or len(shown) == 2:
+                break
+            shown.remove(max(expendable, key=lambda c: c.rank))
+        yield table
+        left = [c for c in left if c not in shown]
 
 
 def _lineage(rows: Sequence[Row], console: Console) -> None:
@@ -96,6 +107,18 @@ def _layers(row: Row) -> Table:
     if row.sums.other_macs:
         cells.append(["activation products", "", "", "", "", count(row.sums.other_macs), count(row.sums.other_macs)])
     return _table("layers", ["layer", "kind", "width", "parameters", "sparsity", "MACs", "effective"], cells)
+
+
+def _structure(name: str, outline: Outline) -> Table:
+    """A row a group; its layers and what is to be said of it fold onto further lines."""
+    cells = []
+    for group in outline.groups:
+        units = columns.NONE if group.reason else str(group.units)
+        cells.append([brief(group.layers), units, group.verdict])
+    cells += [[layer, columns.NONE, "never called on these inputs"] for layer in outline.never_called]
+    table = _table(f"structure of {name}", ["cut together", "units", "why"], cells)
+    table.columns[2].justify, table.columns[2].no_wrap = "left", False
+    return table
 
 
 def _difference(difference: Difference) -> Table:
