@@ -87,27 +87,30 @@ class Tied:
             return f"hands on the units of {self.key}"
         if line.name not in self.layers:
             return ""
-        if line.name != self.key:
+        if line.name != self.layers[0]:
             return self._tie(line.name) + self._extent(line)
         others = _some(self.layers[1:])
         if self.reason:
             return f"cannot be cut: {self.reason}" + (f"; and with it {others}" if others else "")
-        text = f"{self.units} units" + (f", together with {others}" if others else " of its own") + self._extent(line)
+        each = self._slices(line) // self.units
+        text = f"{self.units} units" + (f" of {each} channels" if each > 1 else "") + self._extent(line)
+        text += f", together with {others}" if others else ", its own" if each > 1 else " of its own"
         return text + (f"; a cut changes the function: {self.changes_function}" if self.changes_function else "")
 
     def _extent(self, line: Line) -> str:
-        """How many of a layer's channels are units of this group, and how many a unit has, where it is not plain."""
+        """How many of a layer's channels are this group's, where that is not all of them."""
+        slices = self._slices(line)
+        return f" ({slices} of {line.width} channels)" if slices < line.width and not self.reason else ""
+
+    def _slices(self, line: Line) -> int:
         out = (m for m in self.members if m.role == "out" and m.tensor.rpartition(".")[0] == line.name)
-        slices = max((member.slices for member in out), default=line.width)
-        if self.reason or slices == line.width == self.units:
-            return ""
-        return f" ({slices} of {line.width} channels)" if slices < line.width else f" ({slices} channels)"
+        return max((member.slices for member in out), default=line.width)
 
     def _tie(self, layer: str) -> str:
         join = next((join for join in self.joins if layer in join.joined), None)
         if join is None:
             return f"tied to {self.key}"
-        if join.layer == layer:
+        if join.layer == layer and join.operation.startswith("conv"):
             return f"tied to {', '.join(name for name in join.joined if name != layer)}: its convolution is grouped"
         return f"tied by {join.operation} in {join.layer or 'the network itself'}"
 

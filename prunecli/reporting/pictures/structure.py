@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from prunecli.reporting.pictures.lanes import carrier, lanes, maker, plus, reader, sign
 from prunecli.reporting.pictures.style import COLORS, FAINT, INK, Picture
 from prunecli.reporting.row import Row
 from prunecli.reporting.structure import Line, Outline, Tied
+
+if TYPE_CHECKING:
+    from prunecli.surgery.reasons import Join
 
 STEP = 20  # height of a line, in pixels like everything here
 TOP = 84  # legend and headings
@@ -79,6 +83,10 @@ class _Drawing:
     def _y(self, name: str) -> float:
         return TOP + STEP * (self.row[name] + 0.5)
 
+    def _below(self, join: Join) -> float:
+        """Below the layer that joined others itself, else below the last of them."""
+        return max(map(self._y, [join.layer] if join.layer in self.row else join.joined)) + STEP / 2
+
     def _legend(self) -> Iterator[str]:
         for x, y, draw, color, text in (
             (12, 12, maker, ALONE, "makes channels"), (132, 12, reader, ALONE, "reads them"),
@@ -113,7 +121,7 @@ class _Drawing:
         x = 4 + self.gap * (self.lane[group.key] + 0.5)
         top, bottom = (TOP + STEP * (row + 0.5) for row in (self._rows(group)[0], self._rows(group)[-1]))
         thick = 3 if len(group.layers) > 1 else 1.6
-        signs = {max(map(self._y, join.joined)) + STEP / 2: SIGNS.get(join.operation, "=") for join in group.joins}
+        signs = {self._below(join): SIGNS.get(join.operation, "=") for join in group.joins}
         readers = [name for name in group.readers if name in self.row and name not in group.layers]
         parts = [
             f'<g class="lane"><title>{escape(_tooltip(group))}</title>',
