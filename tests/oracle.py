@@ -6,6 +6,7 @@ scales, shifts and statistics are random, so that a slice taken from the wrong p
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 from collections.abc import Mapping
@@ -154,10 +155,13 @@ def zero(network: nn.Module, structure: Structure, plan: Plan, roles: tuple[str,
                 tensors[member.tensor].data.index_fill_(member.axis, places, 0.0)
 
 
-def same(first: nn.Module, second: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Both networks give the same output, relative to its largest value."""
+def same(first: nn.Module, second: nn.Module, inputs: tuple[Any, ...], mode: Any = None) -> None:
+    """Both networks give the same output, relative to its largest value; the first runs in `mode`."""
+    first, second = copy.deepcopy(first), copy.deepcopy(second)
     with torch.no_grad():
-        a, b = (tree_leaves(copy.deepcopy(network)(*inputs)) for network in (first, second))
+        with mode or contextlib.nullcontext():
+            a = tree_leaves(first(*inputs))
+        b = tree_leaves(second(*inputs))
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
         if isinstance(x, Tensor):
