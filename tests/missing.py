@@ -132,7 +132,7 @@ def _axes(x: Tensor, dim: Any) -> list[int]:
 
 def _sum(mixing: set[str], func: Any, x: Tensor, dim: Any = None, keepdim: bool = False, **options: Any) -> Tensor:
     axes = _axes(x, dim)
-    return func(x.nan_to_num(), axes, keepdim, **options).masked_fill(_all(x, axes, keepdim), NAN)
+    return torch.sum(x.nan_to_num(), axes, keepdim, **options).masked_fill(_all(x, axes, keepdim), NAN)
 
 
 def _all(x: Tensor, axes: list[int], keepdim: bool = True) -> Tensor:

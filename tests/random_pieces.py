@@ -146,7 +146,6 @@ class NormedConv(Piece):
     """A weight-normed convolution."""
 
     takes = GRIDS
-    silent = False  # a row of zeros has no direction
 
     @classmethod
     def options(cls, pick: Pick, *x: Live) -> dict[str, Any]:
