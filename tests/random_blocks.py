@@ -146,12 +146,14 @@ class Attention(Piece):
     def options(cls, pick: Pick, *x: Live) -> dict[str, Any]:
         which = pick(["separate", "fused", "torch", "encoder", "grouped", "plain", "sizes in attributes"])
         inner = x[0].channels if which in ("torch", "encoder") else pick([4, 6, 8, 12])
-        heads = {"grouped": 2, "plain": 1}.get(which) or pick([d for d in divisors(inner) if d <= 4])
-        return {"which": which, "inner": inner, "heads": heads}
+        heads = {"grouped": pick([2, 4]), "plain": 1}.get(which) or pick([d for d in divisors(inner) if d <= 4])
+        heads = heads if inner % heads == 0 else 2
+        return {"which": which, "inner": inner, "heads": heads, "scale": pick([0.5, None])}
 
-    def __init__(self, x: Live, which: str, inner: int, heads: int) -> None:
+    def __init__(self, x: Live, which: str, inner: int, heads: int, scale: float | None) -> None:
         super().__init__()
         self.which, self.num_heads, self.head_dim, self.width = which, heads, inner // heads, inner
+        self.scale = scale
         if which == "torch":
             self.attend = nn.MultiheadAttention(inner, heads, batch_first=True)
         elif which == "encoder":
@@ -175,12 +177,12 @@ class Attention(Piece):
                 return self.out(weights @ self.v(x))
             case "fused":
                 q, k, v = self.qkv(x).view(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-                y = F.scaled_dot_product_attention(q, k, v, scale=0.5)
+                y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
             case "sizes in attributes":
                 q, k, v = (
                     f(x).view(n, t, self.num_heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v)
                 )
-                y = (q @ k.mT * self.head_dim**-0.5).softmax(-1) @ v
+                y = (q @ k.mT * (self.scale or self.head_dim**-0.5)).softmax(-1) @ v
                 return self.out(y.transpose(1, 2).reshape(n, t, self.width))
             case _:
                 heads = self.num_heads // 2 if self.which == "grouped" else self.num_heads

@@ -67,6 +67,16 @@ class Program:
         """Does a unit of zeros stay one of zeros?"""
         return all(PIECES[step.piece].silent for step in self.steps if step.piece != "Again")
 
+    @property
+    def counts(self) -> bool:
+        """Does it compute with numbers of channels, as attention does that divides by the root of a head's width?"""
+        attention = [step.options for step in self.steps if step.piece == "Attention"]
+        return any(
+            o["which"] in ("torch", "encoder")
+            or (o["which"] in ("fused", "sizes in attributes") and o["scale"] is None)
+            for o in attention
+        )
+
 
 class Head(nn.Module):
     """The mean over positions, and three outputs."""
