@@ -244,6 +244,17 @@ def test_tied_parameters_stay_tied_and_frozen_ones_frozen() -> None:
     assert torch.equal(dense(x), network(x))
 
 
+def test_a_module_of_two_names_is_cut_once_and_the_record_knows_both() -> None:
+    shared = nn.Linear(8, 8)
+    network = nn.Sequential(nn.Linear(4, 8), shared, nn.ReLU(), shared, nn.Linear(8, 2))
+    dense, x = copy.deepcopy(network), torch.ones(2, 4)
+    record = apply(network, trace(network, x), Plan({"0": [1, 4, 6]}))
+    assert record.attributes["1"] == record.attributes["3"] == {"in_features": 3, "out_features": 3}
+    replay(dense, record)
+    assert dense[1] is dense[3]
+    assert torch.equal(dense(x), network(x))
+
+
 def test_a_record_survives_the_sidecar(network: Small) -> None:
     import msgspec
 

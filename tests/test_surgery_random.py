@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import oracle
 import pytest
 import random_networks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_checks import check
-from random_networks import STARTS, Program
+from random_networks import STARTS, Network, Program, inputs_of
 
 
 @st.composite
@@ -16,13 +17,24 @@ def programs(draw: st.DrawFn, inputs: tuple[str, ...]) -> Program:
     return random_networks.draw(lambda options: draw(st.sampled_from(options)), inputs)
 
 
+def few(examples: int) -> settings:
+    """So many examples, the same in every run."""
+    return settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
+    )
+
+
 @pytest.mark.parametrize("inputs", STARTS, ids="-".join)
 def test_any_network_and_any_plan(inputs: tuple[str, ...]) -> None:
-    @settings(
-        max_examples=35, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
-    )  # fmt: skip
+    @few(35)
     @given(programs(inputs), st.integers(0, 999))
     def run(program: Program, seed: int) -> None:
         check(program, seed)
 
     run()
+
+
+@few(40)
+@given(st.sampled_from(STARTS).flatmap(programs), st.integers(0, 999))
+def test_any_cut_network_can_be_saved_and_loaded(program: Program, seed: int) -> None:
+    oracle.check_saved(Network(program), inputs_of(program, 2), seed=seed)
