@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunecli.surgery import Plan, Structure
+from prunecli.surgery.twin import all_tensors
 
 NAN = float("nan")
 
@@ -29,7 +30,7 @@ def compare(network: nn.Module, structure: Structure, plan: Plan, cut: nn.Module
     Returns the operations that mixed removed channels with others: zeros in their place would have changed the result.
     """
     whole = copy.deepcopy(network)
-    tensors = whole.state_dict(keep_vars=True)
+    tensors = all_tensors(whole)
     for (name, axis), keep in structure.keep_masks(plan).items():
         if tensors[name].is_floating_point():
             tensors[name].data.index_fill_(axis, (~keep).nonzero()[:, 0], NAN)
