@@ -17,7 +17,7 @@ from prunecli import measure, models
 from prunecli.checkpoint import Checkpoint
 from prunecli.commands.prune import run
 from prunecli.methods import METHODS, units, weights
-from prunecli.methods.targets import Target
+from prunecli.methods.targets import Target, Units
 from prunecli.options.prune import PruneOptions
 from prunecli.sidecar import Arch, Sidecar
 
@@ -183,7 +183,7 @@ def test_heads_of_train_mode_are_cut_along(tmp_path: Path, monkeypatch: pytest.M
     network = models.build(arch.name, {}, trust)
     cost = measure.cost(network, torch.zeros(1, 1, 8, 8))
     source = Checkpoint(network.state_dict(), Sidecar(arch=arch, cost=cost))
-    cut = units.prune(source, units.Units("l1", "local"), Target(share=0.5), trust=trust).checkpoint
+    cut = units.prune(source, Units("l1", "local"), Target(share=0.5), trust=trust).checkpoint
     scores, auxiliary = checkpoints.build(cut, trust=trust).train()(torch.randn(3, 1, 8, 8))
     assert scores.shape == auxiliary.shape == (3, 10)
     assert cut.weights["aux.3.weight"].shape == (10, 4)
@@ -229,7 +229,7 @@ def test_the_history_says_what_was_done(lenet: Path) -> None:
 @pytest.mark.parametrize("structure", [units, weights])
 def test_a_checkpoint_in_memory_is_left_alone(resnet: Path, structure: Any) -> None:
     source, untouched = checkpoints.load(resnet), checkpoints.load(resnet)
-    how = units.Units("l1", "local") if structure is units else weights.Weights("magnitude", "global")
+    how = Units("l1", "local") if structure is units else weights.Weights("magnitude", "global")
     structure.prune(source, how, Target(share=0.5))
     assert source.sidecar == untouched.sidecar
     for name, tensor in untouched.weights.items():

@@ -139,7 +139,14 @@ def test_one_unit_stays_and_it_is_said(lenet: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [{"sparsity": 1.0}, {"sparsity": -0.1}, {"sparsity": math.nan}, {"ratios": "conv1=1"}]
+    "target",
+    [
+        {"sparsity": 1.0},
+        {"ratios": "conv1=1"},
+        {"sparsity": 0.6, "max_layer_sparsity": 0.5},
+        {"sparsity": 0.6, "max_layer_sparsity": 0.5, "scope": "global"},
+        {"ratios": "conv1=0.4,conv2=0.6", "max_layer_sparsity": 0.5},
+    ],
 )
 def test_impossible_shares_fail_before_the_checkpoint_is_read(target: dict[str, Any]) -> None:
     with pytest.raises(TargetError):
@@ -165,6 +172,17 @@ def test_impossible_shares_fail_before_the_checkpoint_is_read(target: dict[str, 
         {"preset": "li2017:resnet56-a", "sparsity": 0.5, "method": None},
         {"preset": "li2017:resnet56-a", "only": ("conv1",), "method": None},
         {"ratios": "conv1=0.5", "scope": "global"},
+        {"sparsity": -0.1},
+        {"sparsity": 50},
+        {"sparsity": math.nan},
+        {"ratios": "conv1=60"},
+        {"sparsity": 0.5, "max_layer_sparsity": 80},
+        {"sparsity": 0.5, "recalibrate": -1},
+        {"sparsity": 0.5, "recalibrate": 3, "finetune_epochs": 1},
+        {"method": "magnitude", "sparsity": 0.5, "skip_inputs": ("fc",)},
+        {"method": "magnitude", "sparsity": 0.5, "compensate": True},
+        {"preset": "li2017:resnet56-a", "max_layer_sparsity": 0.5, "method": None},
+        {"preset": "li2017:resnet56-a", "skip_inputs": ("fc",), "method": None},
     ],
 )
 def test_options_that_mean_nothing_are_usage_errors(options: dict[str, Any]) -> None:
@@ -204,11 +222,19 @@ def test_a_layer_whose_share_rounds_to_nothing_is_warned_about(resnet: Path) -> 
     assert [note.split()[0] for note in result.notes] == ["layer1.0.conv1"]
 
 
-@pytest.mark.parametrize("option", [{"only": ("layr1.*",)}, {"skip": ("layr1.*",)}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"only": ("layr1.*",), "sparsity": 0.5},
+        {"skip": ("layr1.*",), "sparsity": 0.5},
+        {"ratios": "layr1.*=0.5"},
+        {"method": "l1", "skip_inputs": ("layr1.*",), "sparsity": 0.5},
+    ],
+)
 @pytest.mark.parametrize("method", ["l1", "magnitude"])
 def test_a_pattern_that_names_no_layer_is_refused(resnet: Path, option: dict[str, Any], method: str) -> None:
-    with pytest.raises(TargetError, match="layr1") as caught:
-        prune(resnet, "never", method=method, sparsity=0.5, **option)
+    with pytest.raises(UsageError, match="layr1") as caught:
+        prune(resnet, "never", **{"method": method} | option)
     assert "layer1" in caught.value.hint
     assert not (resnet.parent / "never.safetensors").exists()
 

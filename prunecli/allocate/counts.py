@@ -22,12 +22,9 @@ def prune_floor(n: int, share: float) -> int:
     return n - math.floor(n * share + GUARD)
 
 
-def round_up(width: int, whole: int, multiple: int) -> int:
-    """The next multiple at or above `width`, so that rounding never takes more than was asked.
-
-    At most `whole`, what the layer has; a layer with fewer than `multiple` units keeps its width.
-    """
-    return width if whole < multiple else min(whole, -(-width // multiple) * multiple)
+def keep_at_least(n: int, limit: float | None) -> int:
+    """What a layer of `n` keeps when at most the share `limit` of it may go, and never none."""
+    return max(1, n - math.floor(n * limit + GUARD)) if limit is not None else 1
 
 
 def apportion(count: int, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -22,37 +22,39 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def by_tensor(scores: Named, old: Named, counts: Mapping[str, int]) -> tuple[dict[str, Tensor], list[str]]:
-    """Masks (true = kept) that prune `counts` weights of each tensor, and the tensors that keep one by the guard.
+def by_tensor(
+    scores: Named, old: Named, counts: Mapping[str, int], least: Mapping[str, int]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Masks (true = kept) that prune `counts` weights of each tensor, and the tensors that `least` has held.
 
-    `scores` and `old` (the masks so far, which only ever lose weights) are in the weights' shapes.
+    `scores` and `old` (the masks so far, which only ever lose weights) are in the weights' shapes; `least` is how many
+    weights of each tensor stay whatever is asked.
     """
     new: dict[str, Tensor] = {}
-    guarded: list[str] = []
+    held: list[str] = []
     for name, score in scores.items():
-        masks, emptied = by_rank({name: score}, {name: old[name]} if name in old else {}, counts[name])
+        masks, ended = by_rank({name: score}, {name: old[name]} if name in old else {}, counts[name], least)
         new |= masks
-        guarded += emptied
-    return new, guarded
+        held += ended
+    return new, held
 
 
-def by_rank(scores: Named, old: Named, count: int) -> tuple[dict[str, Tensor], list[str]]:
+def by_rank(scores: Named, old: Named, count: int, least: Mapping[str, int]) -> tuple[dict[str, Tensor], list[str]]:
     """Masks that prune `count` weights in all, lowest scores first wherever they are; else as `by_tensor`.
 
-    What is masked already counts, and stays masked even where that is more than `count`.
+    What is masked already counts, and stays masked even where that is more than `count` or leaves less than `least`.
     """
     sizes = [score.numel() for score in scores.values()]
     flat = torch.cat([_masked_first(score, old.get(name)) for name, score in scores.items()])
     count = max(count, int((flat == -torch.inf).sum()))
-    parts = dict(zip(scores, torch.split(flat, sizes), strict=True))
-    best = {name: int(part.argmax()) for name, part in parts.items() if part.max() > -torch.inf}
-    spared = {name: float(parts[name][index]) for name, index in best.items()}
-    for name, index in best.items():
-        parts[name][index] = torch.inf  # never removed: the next lowest goes instead, and the count stays exact
-    removed = lowest(flat, min(count, len(flat) - len(best)))
-    limit = float(flat[removed].max()) if bool(removed.any()) else -torch.inf
+    alone = [int(part.sum()) for part in torch.split(lowest(flat, count), sizes)]
+    for name, part in zip(scores, torch.split(flat, sizes), strict=True):
+        # never removed: the next lowest goes instead, and the count stays exact
+        part[~lowest(part, len(part) - least[name]) & (part > -torch.inf)] = torch.inf
+    removed = lowest(flat, min(count, int((flat < torch.inf).sum())))
     masks = {n: ~part.view_as(scores[n]) for n, part in zip(scores, torch.split(removed, sizes), strict=True)}
-    return masks, [name for name, score in spared.items() if score <= limit and int(masks[name].sum()) == 1]
+    held = [name for name, ranked in zip(scores, alone, strict=True) if ranked > int((~masks[name]).sum())]
+    return masks, held
 
 
 def _masked_first(score: Tensor, mask: Tensor | None) -> Tensor:

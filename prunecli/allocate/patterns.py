@@ -24,19 +24,19 @@ def matching(patterns: Iterable[str], layers: Iterable[str]) -> list[str]:
 
 
 def require_matches(patterns: Iterable[str], layers: Collection[str], flag: str) -> None:
-    """Raise `TargetError` with the nearest layer names if a pattern names no layer."""
+    """Raise `UsageError` with the nearest layer names if a pattern names no layer."""
     for pattern in patterns:
         if not matching([pattern], layers):
             parts = [layer.split(".") for layer in layers]
             known = {".".join(names[:end]) for names in parts for end in range(1, len(names) + 1)}
             hint = nearest(pattern.rstrip(".*"), known if len(layers) > 8 else layers)
-            raise TargetError(f"{flag} {pattern}: no layer of this network has such a name", hint)
+            raise UsageError(f"{flag} {pattern}: no layer of this network has such a name", hint)
 
 
 def parse_ratios(text: str) -> dict[str, float]:
     """A table of shares to remove by pattern: `layer1.*=0.6,layer2.*=0.3`, or a .toml or .json file of one.
 
-    Raises `UsageError` for what is no table of numbers, `TargetError` for shares outside [0, 1).
+    Raises what `parse_share` raises, and `UsageError` for what is no table.
     """
     if text.endswith((".toml", ".json")):
         table = _read(Path(text))
@@ -47,23 +47,28 @@ def parse_ratios(text: str) -> dict[str, float]:
             if not equals or not pattern:
                 raise UsageError(f"--ratios {entry!r}: not pattern=share", "write --ratios 'layer1.*=0.6,layer2.*=0.3'")
             table[pattern.strip()] = share
-    ratios = {}
-    for pattern, share in table.items():
-        try:
-            ratios[pattern] = float(share)
-        except (TypeError, ValueError):
-            message = f"--ratios {pattern}: {share!r} is not a number"
-            raise UsageError(message, "give the share to remove, such as 0.5") from None
-        check_share(ratios[pattern], f"--ratios {pattern}=")
+    ratios = {pattern: parse_share(share, f"--ratios {pattern}=") for pattern, share in table.items()}
     if not ratios:
         raise UsageError(f"--ratios {text!r}: an empty table", "write --ratios 'layer1.*=0.6,layer2.*=0.3'")
     return ratios
 
 
-def check_share(share: float, flag: str) -> None:
-    """Raise `TargetError` unless 0 <= share < 1."""
+def parse_share(value: object, flag: str) -> float:
+    """A share to remove: 0.5, "0.5" or "50%".
+
+    Raises `UsageError` for what is no share, and `TargetError` for the share that leaves nothing.
+    """
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"{flag}{value}: not a number", "give the share to remove, such as 0.5 or 50%") from None
+    if share == 1:
+        raise TargetError(f"{flag}{text}: nothing would be left", "give a share below 1, such as 0.5 or 50%")
     if not 0 <= share < 1:
-        raise TargetError(f"{flag}{share:g}: not a share that can go", "give a share from 0 to below 1, such as 0.5")
+        percent = f"{share:g}% is {share / 100:g}; " if 1 < share < 100 and not text.endswith("%") else ""
+        raise UsageError(f"{flag}{text}: not a share", f"{percent}give one from 0 to below 1, such as 0.5 or 50%")
+    return share
 
 
 def share_of(producers: Sequence[str], ratios: dict[str, float]) -> float | None:

@@ -98,6 +98,8 @@ def _root(
 def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
     """One typer parameter. Options default to None, which means not given: config file and dataclass come next."""
     meta = field.metadata
+    if meta.get("parse"):
+        kind = str | None
     if kind == tuple[str, ...]:
         kind = list[str]
     if meta.get("argument"):
@@ -140,6 +142,8 @@ def _shared(name: str, kind: Any, flags: str, help: str) -> inspect.Parameter:
 
 def _build(options: type[Any], values: dict[str, Any]) -> Any:
     """The options as their dataclass; the types of what a config file gives are checked here."""
+    parsers = {field.name: field.metadata.get("parse") for field in fields(options)}
+    values = {k: parse(v) if (parse := parsers.get(k)) and isinstance(v, str) else v for k, v in values.items()}
     try:
         return msgspec.convert(values, options)
     except msgspec.ValidationError as error:
@@ -164,8 +168,11 @@ def _command(name: str, options: type[Any]) -> Callable[..., None]:
         values = read_config(config, name, {n: {f.name for f in fields(row.options)} for n, row in COMMANDS.items()})
         values |= {key: value for key, value in given.items() if value is not None and value != []}
         say = silent if quiet else Stderr()
+        built = _build(options, values)
+        if as_json and (form := getattr(built, "form", "table")) != "table":
+            raise UsageError(f"--json and --{form} are different forms of one result", "choose one")
         try:
-            result = import_module(f"prunecli.commands.{name}").run(_build(options, values), say)
+            result = import_module(f"prunecli.commands.{name}").run(built, say)
         finally:
             say.clear()
         emit(result, as_json)

@@ -41,7 +41,7 @@ def run(options: ReportOptions, say: Say = silent) -> Report | Schema:
         differences=tuple(compare(rows[0], row) for row in compared),
         gates=tuple(gates),
         failure=failure(gates, rows),
-        form="csv" if options.csv else "md" if options.md else "table",
+        form=options.form,
     )
     if options.html is not None:
         from prunecli.reporting.html import write_page

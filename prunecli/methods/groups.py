@@ -12,75 +12,108 @@ from prunecli.allocate.patterns import matching, require_matches, share_of
 from prunecli.allocate.widths import normalised
 from prunecli.criteria import Criterion, Scorer, aligned
 from prunecli.errors import TargetError
+from prunecli.methods.outcome import left_alone, listed
 from prunecli.surgery import Group, Structure
+from prunecli.surgery.structure import layer_of
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user said about layers: patterns to prune only, patterns to skip, shares to remove by pattern."""
+    """What the user said about layers: patterns to prune only, to skip, to skip the inputs of; shares by pattern."""
 
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
+    skip_inputs: Sequence[str] = ()
     ratios: dict[str, float] = field(default_factory=dict)
 
     def check(self, layers: Sequence[str]) -> None:
-        """Raise `TargetError` if a pattern names none of `layers`."""
-        for flag, patterns in (("--only", self.only), ("--skip", self.skip), ("--ratios", self.ratios)):
+        """Raise `UsageError` if a pattern names none of `layers`."""
+        for flag, patterns in (
+            ("--only", self.only),
+            ("--skip", self.skip),
+            ("--skip-inputs", self.skip_inputs),
+            ("--ratios", self.ratios),
+        ):
             require_matches(patterns, layers, flag)
 
     def named(self, layers: Sequence[str]) -> list[str]:
         """The layers that were named to be pruned."""
-        skipped = matching(self.skip, layers)
-        return [layer for layer in matching([*self.only, *self.ratios], layers) if layer not in skipped]
+        return [layer for layer in matching([*self.only, *self.ratios], layers) if layer not in self._skipped(layers)]
 
-    def why_not(self, layers: Sequence[str]) -> str | None:
-        """Why `layers`, which can only be pruned together, are not to be; None where they are."""
-        if skipped := matching(self.skip, layers):
+    def in_scope(self, layers: Sequence[str]) -> list[str]:
+        """The layers that were meant to be pruned: those that were named or, where none was, all but the skipped."""
+        if self.only or self.ratios:
+            return self.named(layers)
+        return [layer for layer in layers if layer not in self._skipped(layers)]
+
+    def why_not(self, layers: Sequence[str], along: Sequence[str] = (), readers: Sequence[str] = ()) -> str | None:
+        """Why `layers`, which can only be pruned together, are not to be; None where they are.
+
+        `along` are depthwise convolutions, which hand these units on, and `readers` the layers that consume them.
+        """
+        if skipped := self._skipped([*layers, *along]):
             return f"{skipped[0]} is to be skipped"
+        if kept := matching(self.skip_inputs, readers):
+            return f"the inputs of {kept[0]} are to be skipped"
         for patterns in (self.only, list(self.ratios)):
             if patterns and (others := [la for la in layers if la not in matching(patterns, layers)]):
-                return f"its units are also those of {_listed(others)}, not named"
+                return f"its units are also those of {listed(others)}, not named"
         if self.ratios and share_of(layers, self.ratios) is None:
-            return f"{_listed(layers)} have the same units and were given different shares"
+            return f"{listed(layers)} have the same units and were given different shares"
         return None
+
+    def _skipped(self, layers: Sequence[str]) -> list[str]:
+        return matching(self.skip, layers)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The groups to prune by key, and notes on the layers that were named and stay as they are."""
+    """The groups to prune by key, and why the other groups, and layers in scope, stay as they are."""
 
     groups: dict[str, Group]
-    notes: list[str]
+    why: dict[str, str]
+    unpruned: dict[str, str]
 
 
 def choose(structure: Structure, wanted: Wanted) -> Choice:
     """The prunable groups that the user wants pruned.
 
     A group of several layers (a residual stage) is pruned where all of them are named, with one share, and none is to
-    be skipped. Raises `TargetError` for a pattern that names no layer, and when nothing is left to prune.
+    be skipped. Raises `UsageError` for a pattern that names no layer, `TargetError` when nothing is left to prune.
     """
-    wanted.check(structure.order)
-    named = wanted.named(structure.order)
-    choice = Choice({}, [])
+    along = {g.key: handed_on(structure, g) for g in structure.groups}
+    layers = [*dict.fromkeys([*structure.order, *structure.frozen, *(la for names in along.values() for la in names)])]
+    wanted.check(layers)
+    choice = Choice({}, {}, {})
     why = dict(structure.frozen)
     for group in structure.groups:
-        reason = group.reason or wanted.why_not(group.layers)
+        reason = group.reason or wanted.why_not(group.layers, along[group.key], readers(structure, group))
         if reason is None:
             choice.groups[group.key] = group
         else:
-            why |= dict.fromkeys(group.layers, reason)
-    reasons: dict[str, list[str]] = {}
-    for layer in named:
-        if layer in why and not any(layer in group.layers for group in choice.groups.values()):
-            reasons.setdefault(why[layer], []).append(layer)
-    choice.notes.extend(f"{_listed(layers)} named but not pruned: {reason}" for reason, layers in reasons.items())
+            choice.why[group.key] = reason
+            why |= dict.fromkeys([*group.layers, *along[group.key]], reason)
+    cut = {layer for group in choice.groups.values() for layer in group.layers}
+    choice.unpruned.update({la: why[la] for la in wanted.in_scope(layers) if la in why and la not in cut})
     if not choice.groups:
         possible = [group.key for group in structure.groups if group.prunable]
         raise TargetError(
-            "nothing to prune" + (f": {choice.notes[0]}" if choice.notes else ""),
-            f"prunable are {_listed(possible)}" if possible else "mask weights instead: --method magnitude",
+            "nothing to prune" + "".join(f": {note}" for note in left_alone(choice.unpruned, wanted.named(layers))[:1]),
+            f"prunable are {listed(possible)}" if possible else "mask weights instead: --method magnitude",
         )
     return choice
+
+
+def handed_on(structure: Structure, group: Group) -> list[str]:
+    """Depthwise convolutions that hand the units of `group` on."""
+    found = (layer_of(member.tensor) for member in group.members if member.role == "other")
+    return [la for la in dict.fromkeys(found) if structure.whole_groups.get(la) and la not in group.layers]
+
+
+def readers(structure: Structure, group: Group) -> list[str]:
+    """The layers that consume the units of `group`; a convolution that loses whole groups reads what it writes."""
+    found = ((layer_of(member.tensor), member.role) for member in group.members)
+    return [*dict.fromkeys(layer for layer, role in found if role == "in" or structure.whole_groups.get(layer))]
 
 
 def score(network: nn.Module, group: Group, criterion: Criterion, scorer: Scorer, ranked: bool) -> list[float] | None:
@@ -113,7 +146,3 @@ def _is_read(tensor: str, group: Group, criterion: Criterion, network: nn.Module
         return tensor in group.producers
     layer, _, name = tensor.rpartition(".")
     return name == "weight" and isinstance(network.get_submodule(layer), nn.modules.batchnorm._BatchNorm)
-
-
-def _listed(layers: Sequence[str]) -> str:
-    return ", ".join(layers[:6]) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")

@@ -1,10 +1,12 @@
-"""What a command is asked to reach, and how several rounds share it. Imports no torch."""
+"""What a command is asked to reach and how, and how several rounds share it. Imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prunecli.allocate.counts import RoundSchedule, round_shares
+from prunecli.allocate.widths import Scope
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,25 @@ class Target:
     def is_budget(self) -> bool:
         """Does it say what may be left, rather than what is to go?"""
         return self.macs is not None or self.params is not None
+
+
+@dataclass(frozen=True)
+class Units:
+    """How units are chosen: a method in `METHODS`, where scores are ranked, which widths layers may have, which layers.
+
+    `round_to`: channels that a layer keeps a multiple of; `limit`: the largest share that a layer may lose; `fold`:
+    take removed units that are constant into the layers that read them.
+    """
+
+    method: str
+    scope: Scope
+    round_to: int = 1
+    limit: float | None = None
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    skip_inputs: Sequence[str] = ()
+    fold: bool = False
+    seed: int = 0
 
 
 def in_rounds(target: Target, rounds: int, schedule: RoundSchedule, macs: float, params: float) -> list[Target]:

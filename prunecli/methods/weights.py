@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from prunecli import checkpoint as checkpoints
 from prunecli import measure
 from prunecli.allocate import masks
-from prunecli.allocate.counts import apportion
+from prunecli.allocate.counts import apportion, keep_at_least
 from prunecli.allocate.patterns import share_of
 from prunecli.allocate.widths import Scope
 from prunecli.checkpoint import Checkpoint
@@ -33,12 +33,14 @@ Tensors = Literal["all", "conv"]
 class Weights:
     """How weights are chosen: a method in `METHODS`, where scores are ranked, of which layers.
 
-    `tensors`: weights of all layers that multiply, or of convolutions alone; biases and normalisations never.
+    `tensors`: weights of all layers that multiply, or of convolutions alone; biases and normalisations never. `limit`:
+    the largest share that a layer may lose.
     """
 
     method: str
     scope: Scope
     tensors: Tensors = "all"
+    limit: float | None = None
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     seed: int = 0
@@ -51,32 +53,38 @@ def prune(checkpoint: Checkpoint, how: Weights, target: Target) -> Outcome:
     the target cannot be met.
     """
     sidecar = checkpoint.sidecar
-    wanted = Wanted(how.only, how.skip, target.ratios)
+    wanted = Wanted(how.only, how.skip, ratios=target.ratios)
     chosen = _choose(checkpoint, how.tensors, wanted)
     old = {name: checkpoints.unpack_mask(mask) for name, mask in sidecar.masks.items()}
     scorer = bound(CRITERIA[METHODS[how.method].criterion], how.seed)
     scores = {name: scorer(checkpoint.weights[name].detach()) for name in chosen}
     gone = {name: int((~old[name]).sum()) if name in old else 0 for name in chosen}
-    counts = _counts(target, how, checkpoint, chosen)
+    least = {name: keep_at_least(size, how.limit) for name, size in chosen.items()}
+    counts = _counts(target, how, checkpoint, chosen, least)
     if isinstance(counts, int):
-        new, guarded = masks.by_rank(scores, old, counts)
+        new, held = masks.by_rank(scores, old, counts, least)
     else:
-        new, guarded = masks.by_tensor(scores, old, counts)
-    if guarded and target.is_budget and how.scope == "local":
-        raise TargetError(f"--max-params: {_layer(guarded[0])} would lose its last weight", "use --scope global")
-    notes = [
-        f"{layer} named but not pruned: --tensors {how.tensors}"
-        for layer in _named_elsewhere(checkpoint, wanted, chosen)
+        new, held = masks.by_tensor(scores, old, counts, least)
+    if held and target.is_budget and how.scope == "local":
+        raise TargetError(
+            f"--max-params: {_layer(held[0])} would keep less than {least[held[0]]:,} of its weights",
+            "use --scope global",
+        )
+    rows = [
+        Row(name, [_layer(name)], "weights", size - gone[name], int(new[name].sum())) for name, size in chosen.items()
     ]
-    notes += [f"{name} keeps one weight: a layer never loses all" for name in guarded]
+    layers = [*dict.fromkeys(_layer(name) for name in sidecar.cost.positions)]
+    cut = {_layer(name) for name in chosen}
+    elsewhere = {layer: f"--tensors {how.tensors}" for layer in wanted.in_scope(layers) if layer not in cut}
+    spared = {row.layers[0]: "the target leaves it all its weights" for row in rows if row.after == row.before}
+    notes = []
+    for name in held:
+        why = "one weight: a layer never loses all"
+        notes.append(f"{name} keeps {why if least[name] == 1 else f'{least[name]:,} weights: --max-layer-sparsity'}")
     asked = counts if isinstance(counts, int) else sum(counts.values())
     if sum(gone.values()) > asked:
         notes.append(f"{sum(gone.values()):,} weights were masked before, more than the {asked:,} asked for")
-    rows = [
-        Row(name, [_layer(name)], "weights", 1, size - gone[name], int(new[name].sum()))
-        for name, size in chosen.items()
-    ]
-    return Outcome(_masked(checkpoint, old | new), rows, notes)
+    return Outcome(_masked(checkpoint, old | new), rows, notes, elsewhere | spared, wanted.named([*elsewhere]))
 
 
 def _layer(tensor: str) -> str:
@@ -101,16 +109,15 @@ def _choose(checkpoint: Checkpoint, tensors: str, wanted: Wanted) -> dict[str, i
     return chosen
 
 
-def _named_elsewhere(checkpoint: Checkpoint, wanted: Wanted, chosen: Collection[str]) -> list[str]:
-    """Layers that were named to be pruned and have no weight among the chosen."""
-    layers = [_layer(name) for name in checkpoint.sidecar.cost.positions]
-    masked = [_layer(name) for name in chosen]
-    return [layer for layer in wanted.named(layers) if layer not in masked]
-
-
-def _counts(target: Target, how: Weights, checkpoint: Checkpoint, chosen: Mapping[str, int]) -> int | dict[str, int]:
-    """How many weights are to be masked in the end: in all, or of each tensor."""
-    rounding, whole = METHODS[how.method].rounding, sum(chosen.values())
+def _counts(
+    target: Target, how: Weights, checkpoint: Checkpoint, chosen: Mapping[str, int], least: Mapping[str, int]
+) -> int | dict[str, int]:
+    """How many weights are to be masked in the end: in all, or of each tensor; `least` of each stay."""
+    rounding, whole, most = (
+        METHODS[how.method].rounding,
+        sum(chosen.values()),
+        sum(chosen.values()) - sum(least.values()),
+    )
     if target.params is not None:
         shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
         total = measure.totals(checkpoint.sidecar.cost, shapes, {}).params
@@ -118,18 +125,18 @@ def _counts(target: Target, how: Weights, checkpoint: Checkpoint, chosen: Mappin
             math.prod(mask.shape) - mask.kept for name, mask in checkpoint.sidecar.masks.items() if name not in chosen
         )
         count = max(0, total - elsewhere - math.floor(target.params))
-        if count > whole - len(chosen):
+        if count > most:
             raise TargetError(
-                f"--max-params {target.params:,.0f} cannot be met: {total - elsewhere - whole + len(chosen):,} stay",
-                "raise the budget, or mask more layers",
+                f"--max-params {target.params:,.0f} cannot be met: {total - elsewhere - most:,} stay",
+                "raise the budget, or " + ("mask more layers" if how.limit is None else "raise --max-layer-sparsity"),
             )
         return count if how.scope == "global" else apportion(count, chosen)
     if how.scope == "global" and not target.ratios:
         count = whole - rounding(whole, target.share or 0.0)
-        if count > whole - len(chosen):
+        if count > most:
             raise TargetError(
-                f"--sparsity {target.share:g}: only {whole - len(chosen):,} of {whole:,} weights can go",
-                "one weight stays in each layer: ask for less",
+                f"--sparsity {target.share:g}: only {most:,} of {whole:,} weights can go",
+                f"ask for at most --sparsity {math.floor(most / whole * 1e4) / 1e4:g}",
             )
         return count
     shares = {

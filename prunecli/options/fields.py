@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from prunecli.errors import UsageError, nearest
 
 
-def option(default: Any, help: str, *, flag: str | None = None, metavar: str | None = None) -> Any:
-    """A dataclass field that becomes `--name`. `flag` replaces or adds spellings ("-o/--output"); a tuple repeats."""
-    return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar})
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    metavar: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
+    """A dataclass field that becomes `--name`. `flag` replaces or adds spellings ("-o/--output"); a tuple repeats.
+
+    `parse` makes the field's value of what is written on the command line or, as text, in a config file.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar, "parse": parse})
 
 
 def argument(help: str, *, metavar: str | None = None, many: bool = False) -> Any:

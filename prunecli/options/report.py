@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from prunecli.errors import UsageError
 from prunecli.options.fields import argument, check, option
@@ -54,6 +55,11 @@ class ReportOptions(Execution):
         sizes = parse_numbers(self.batch, "--batch")
         valid = bool(sizes) and all(n == int(n) and 1 <= n <= 65536 for n in sizes)
         check(valid, "--batch", self.batch, "whole numbers from 1 to 65536: 1,64")
+
+    @property
+    def form(self) -> Literal["table", "csv", "md"]:
+        """The form of the table that is printed: "table" for people, "csv" or "md"."""
+        return "csv" if self.csv else "md" if self.md else "table"
 
     @property
     def batches(self) -> list[int]:

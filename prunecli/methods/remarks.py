@@ -1,0 +1,76 @@
+"""What `prune` has to say about a cut: layers that stay whole, widths that were held, what folding left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prunecli.allocate.patterns import share_of
+from prunecli.allocate.widths import Allocation
+from prunecli.methods.groups import Wanted
+from prunecli.methods.outcome import by_reason, listed
+from prunecli.methods.reach import Candidates
+from prunecli.methods.targets import Units
+from prunecli.surgery import Group
+from prunecli.surgery.compensate import Folded
+
+
+def untouched(
+    groups: Mapping[str, Group], wanted: Wanted, found: Candidates, allocation: Allocation, how: Units
+) -> dict[str, str]:
+    """Why layers that may be pruned keep all their units; nothing of those that were given the share 0."""
+    reasons: dict[str, str] = {}
+    for key, group in groups.items():
+        if key not in found.choices:
+            reason = "no batch norm behind it"
+        elif len(found.choices[key]) == 1 and group.units > 1:
+            reason = f"{_limits(how)} leaves it no width below its {group.units} units"
+        elif allocation.widths[key] == group.units and share_of(group.layers, wanted.ratios) != 0.0:
+            reason = f"the target leaves it all its {group.units} units"
+        else:
+            continue
+        reasons |= dict.fromkeys(wanted.in_scope(group.layers), reason)
+    return reasons
+
+
+def remarks(found: Candidates, allocation: Allocation, how: Units) -> list[str]:
+    """Layers that were held, and cuts that are more than removals."""
+    notes, held = [], []
+    for key in allocation.held:
+        if (least := found.choices[key][0]) == 1:
+            notes.append(f"{key} keeps one unit: a layer never loses all")
+        elif len(found.choices[key]) > 1:
+            held.append(f"{key} ({least} of {found.sizes[key]} units)")
+    if held:
+        notes.append(f"held at the least that {_limits(how)} allows: {listed(held)}")
+    for key, group in found.groups.items():
+        if group.changes_function and allocation.widths.get(key, group.units) < group.units:
+            notes.append(f"{key}: the cut changes the function, {group.changes_function}")
+    return notes
+
+
+def shortfall(found: Candidates, allocation: Allocation, how: Units) -> str | None:
+    """What widths that are not allowed kept of a share that was asked for."""
+    whole = sum(found.sizes.values())
+    gone = whole - sum(allocation.widths.values())
+    if gone >= allocation.asked:
+        return None
+    asked = f"{allocation.asked:,} were asked for ({allocation.asked / whole:.1%})"
+    return f"{gone:,} of {whole:,} units go ({gone / whole:.1%}), {asked}: {_limits(how)} keeps the others"
+
+
+def _limits(how: Units) -> str:
+    limits = [f"--round-to {how.round_to}"] * (how.round_to > 1)
+    limits += [] if how.limit is None else [f"--max-layer-sparsity {how.limit:g}"]
+    return " with ".join(limits)
+
+
+def caveats(folded: Folded) -> list[str]:
+    """Where folding is not exact, and where there was none."""
+    notes = [f"--compensate left {listed(layers)} alone: {why}" for why, layers in by_reason(folded.refused).items()]
+    if folded.approximate:
+        shown = [f"{layer} ({error:.0%})" for layer, error in folded.approximate.items()]
+        notes.append(
+            f"--compensate is approximate at the borders of what these read, with padding: {listed(shown)}; by at most "
+            "so much of what was folded"
+        )
+    return notes
