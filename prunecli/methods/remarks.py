@@ -6,29 +6,25 @@ from collections.abc import Mapping
 
 from prunecli.allocate.patterns import share_of
 from prunecli.allocate.widths import Allocation
-from prunecli.methods.groups import Wanted
 from prunecli.methods.outcome import by_reason, listed
 from prunecli.methods.reach import Candidates
-from prunecli.methods.targets import Units
+from prunecli.methods.targets import Target, Units
 from prunecli.surgery import Group
 from prunecli.surgery.compensate import Folded
 
 
-def untouched(
-    groups: Mapping[str, Group], wanted: Wanted, found: Candidates, allocation: Allocation, how: Units
+def left_whole(
+    found: Candidates, groups: Mapping[str, Group], target: Target, allocation: Allocation, how: Units
 ) -> dict[str, str]:
-    """Why layers that may be pruned keep all their units; nothing of those that were given the share 0."""
-    reasons: dict[str, str] = {}
+    """Why groups that may be pruned keep all their units, by key; nothing of those that were given the share 0."""
+    reasons = {}
     for key, group in groups.items():
         if key not in found.choices:
-            reason = "no batch norm behind it"
+            reasons[key] = "no batch norm behind it"
         elif len(found.choices[key]) == 1 and group.units > 1:
-            reason = f"{_limits(how)} leaves it no width below its {group.units} units"
-        elif allocation.widths[key] == group.units and share_of(group.layers, wanted.ratios) != 0.0:
-            reason = f"the target leaves it all its {group.units} units"
-        else:
-            continue
-        reasons |= dict.fromkeys(wanted.in_scope(group.layers), reason)
+            reasons[key] = f"{_limits(how)} leaves it no width below its {group.units} units"
+        elif allocation.widths[key] == group.units and share_of(group.layers, target.ratios) != 0.0:
+            reasons[key] = f"the target leaves it all its {group.units} units"
     return reasons
 
 

@@ -14,10 +14,10 @@ from prunecli.checkpoint import Checkpoint
 from prunecli.criteria import CRITERIA, bound
 from prunecli.errors import TargetError
 from prunecli.methods import METHODS
-from prunecli.methods.groups import Wanted, choose, score
+from prunecli.methods.groups import Choice, Wanted, choose, score
 from prunecli.methods.outcome import Axis, Outcome, Row
 from prunecli.methods.reach import candidates, reach
-from prunecli.methods.remarks import caveats, remarks, shortfall, untouched
+from prunecli.methods.remarks import caveats, left_whole, remarks, shortfall
 from prunecli.methods.targets import Target, Units
 from prunecli.surgery import Group, Plan, Structure
 from prunecli.surgery.compensate import compensate
@@ -47,9 +47,10 @@ def prune(
     plan = found.plan(allocation.widths)
     surgery.verify(network, structure, plan, example)
     folded = compensate(network, structure, plan, _runs(example)) if how.fold else None
-    unpruned = chosen.unpruned | untouched(chosen.groups, wanted, found, allocation, how)
+    whole_groups = left_whole(found, chosen.groups, target, allocation, how)
+    unpruned = _unpruned(chosen, whole_groups, wanted, plan)
     notes = remarks(found, allocation, how) + (caveats(folded) if folded else [])
-    rows = _rows(structure, plan, chosen.why | unpruned)
+    rows = _rows(structure, plan, chosen.why | whole_groups)
     cut = _cut(checkpoint, network, structure, plan, example)
     before, left = checkpoint.sidecar.cost.other_macs, cut.sidecar.cost.other_macs
     if target.macs is not None and left < before:
@@ -75,6 +76,13 @@ def _scores(network: nn.Module, groups: Mapping[str, Group], how: Units) -> dict
     if not scores:
         raise TargetError(f"--method {how.method}: no layer has a batch norm behind it", "use --method l1")
     return scores
+
+
+def _unpruned(chosen: Choice, whole: Mapping[str, str], wanted: Wanted, plan: Plan) -> dict[str, str]:
+    """Why layers in scope lose nothing; `whole` says why of groups that were chosen."""
+    cut = {layer for key in plan.kept for layer in chosen.groups[key].layers}
+    layers = {la: why for key, why in whole.items() for la in wanted.in_scope(chosen.groups[key].layers)}
+    return {layer: why for layer, why in (chosen.unpruned | layers).items() if layer not in cut}
 
 
 def _rows(structure: Structure, plan: Plan, why: Mapping[str, str]) -> list[Row]:
