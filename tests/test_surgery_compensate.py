@@ -74,10 +74,14 @@ def classifier(activation: Callable[[], nn.Module]) -> nn.Module:
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Hardswish])
 def test_without_padding_the_outputs_are_the_same(activation: Callable[[], nn.Module]) -> None:
-    plain, helped, folded = errors(slimmed(classifier(activation)), torch.randn(2, 3, 16, 16).double())
+    network = slimmed(classifier(activation))
+    constant = sum(int((network[norm].weight == 0).sum()) for norm in (1, 11, 15))
+    # around the grouped convolution a unit is a channel of each group, and constant where all four are
+    constant += sum(int((network[norm].weight.view(4, 6) == 0).all(0).sum()) for norm in (4, 7))
+    plain, helped, folded = errors(network, torch.randn(2, 3, 16, 16).double())
     assert plain > 1e-3
     assert helped < EXACT
-    assert folded.removed == folded.constant == folded.folded > 20
+    assert folded.removed == folded.constant == folded.folded == constant > 0
     assert not folded.approximate
     assert not folded.refused
 
