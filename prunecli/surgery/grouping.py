@@ -91,6 +91,7 @@ def _group(
     return Group(
         key=layer_of(outputs[0][0]),
         units=len(units) if reason is None else 0,
+        nodes=units if reason is None else units[:0],
         outputs=outputs,
         members=members if reason is None else [],
         sizes=sizes if reason is None else [],

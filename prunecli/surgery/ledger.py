@@ -19,12 +19,12 @@ Side = tuple[Tensor, int]  # a layer, and the axis along which it is counted
 class Ledger:
     """Records ties; whatever follows from them is worked out once, at the end, by `components`.
 
-    `modes` are those in which the network runs, true for train mode. With `heads` attention loses whole heads, else the
+    `modes` are those in which the network ran, true for train mode. With `heads` attention loses whole heads, else the
     same positions of every head.
     """
 
-    def __init__(self, modes: tuple[bool, ...] = (False,), *, heads: bool = False) -> None:
-        self.modes = modes
+    def __init__(self, *, heads: bool = False) -> None:
+        self.modes: tuple[bool, ...] = ()
         self.heads = heads
         self.sizes: dict[Axis, Tensor] = {}  # attribute of a module, item if it is a list: nodes
         self.follows = False  # are the places that the running function names sizes, or numbers written in the code?
@@ -45,13 +45,7 @@ class Ledger:
 
     def axis(self, tensor: str, axis: int, length: int) -> Tensor:
         """Nodes [length] of a parameter axis, always the same ones: a layer called twice ties both calls."""
-        key = (tensor, axis)
-        if key not in self.axes:
-            self.axes[key] = torch.arange(self._size, self._size + length)
-            self._starts.append(self._size)
-            self._owners.append(key)
-            self._size += length
-        return self.axes[key]
+        return self._nodes(self.axes, (tensor, axis), length)
 
     def counts(self, attribute: str, item: int, value: int) -> bool:
         """Can this integer count units?"""
@@ -59,11 +53,15 @@ class Ledger:
 
     def size(self, attribute: str, item: int, value: int) -> Tensor:
         """Nodes [value] that an integer attribute counts, or an item of a list."""
-        self.sizes[attribute, item] = torch.arange(self._size, self._size + value)
-        self._starts.append(self._size)
-        self._owners.append((attribute, item))
-        self._size += value
-        return self.sizes[attribute, item]
+        return self._nodes(self.sizes, (attribute, item), value)
+
+    def _nodes(self, where: dict[Axis, Tensor], key: Axis, length: int) -> Tensor:
+        if key not in where:
+            where[key] = torch.arange(self._size, self._size + length)
+            self._starts.append(self._size)
+            self._owners.append(key)
+            self._size += length
+        return where[key]
 
     def tie(self, first: Tensor, second: Tensor, why: str) -> None:
         """Nodes at equal places of two broadcastable tensors go together; a tie to node 0 fixes."""

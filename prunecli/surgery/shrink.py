@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from prunecli.errors import UsageError
 from prunecli.sidecar import Surgery
-from prunecli.surgery.attributes import changed, counted, set_attributes
+from prunecli.surgery.attributes import Value, changed, counted, set_attributes
+from prunecli.surgery.ledger import Axis
 from prunecli.surgery.record import compose, take
 from prunecli.surgery.structure import Plan, Structure, layer_of
 from prunecli.surgery.twin import all_tensors
@@ -28,27 +31,49 @@ def apply(
     gradients and entries of `masks` (by tensor name) are cut along. Everything is checked before anything is cut.
     Raises UsageError for a plan or structure of another network, TargetError for a plan that empties a layer.
     """
-    kept = {axis: mask.nonzero()[:, 0] for axis, mask in structure.keep_masks(plan).items()}
-    tensors = all_tensors(network)
-    _check(structure, tensors, masks or {})
-    names: dict[str, list[str]] = {name: [name] for name in structure.dense}
-    for alias, name in structure.aliases.items():
-        names[name].append(alias)
-    lengths = {(n, axis): structure.dense[name][axis] for name, axis in kept for n in names[name]}
-    result = compose(record, {(n, axis): i for (name, axis), i in kept.items() for n in names[name]}, lengths)
+    keep = structure.keep_masks(plan)
+    _check(structure, all_tensors(network), masks or {})
+    names = _names(structure)
+    kept = {(n, axis): mask.nonzero()[:, 0] for (name, axis), mask in keep.items() for n in names[name]}
+    lengths = {(n, axis): len(mask) for (name, axis), mask in keep.items() for n in names[name]}
+    result = compose(record, kept, lengths)
+    attributes = cut(network, structure, keep, structure.size_masks(plan), optimizer=optimizer, masks=masks)
+    result.attributes |= {layer: result.attributes.get(layer, {}) | new for layer, new in attributes.items()}
+    return result
+
+
+def cut(
+    network: nn.Module,
+    structure: Structure,
+    keep: Mapping[Axis, Tensor],
+    sizes: Mapping[Axis, Tensor],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    masks: dict[str, Tensor] | None = None,
+) -> dict[str, dict[str, Value]]:
+    """The cut itself, of axes and of integers in modules to what these masks keep; returns the attributes it set."""
+    tensors, names = all_tensors(network), _names(structure)
     by_tensor: dict[str, dict[int, Tensor]] = {}
-    for (name, axis), indices in kept.items():
-        by_tensor.setdefault(name, {})[axis] = indices
+    for (name, axis), mask in keep.items():
+        by_tensor.setdefault(name, {})[axis] = mask.nonzero()[:, 0]
     for name, places in by_tensor.items():
         _cut(tensors[name], places, optimizer)
-        for mask in {*names[name]} & (masks or {}).keys():
-            masks[mask] = take(masks[mask], places)  # type: ignore[index]
-    cut = {layer_of(name): None for name, _ in lengths}
-    numbers = {axis: int(mask.sum()) for axis, mask in structure.size_masks(plan).items()}
-    for values in (changed(network, cut, structure.whole_groups), counted(network, numbers)):
-        set_attributes(network, values)
-        result.attributes |= {layer: result.attributes.get(layer, {}) | new for layer, new in values.items()}
-    return result
+        for masked in {*names[name]} & (masks or {}).keys():
+            masks[masked] = take(masks[masked], places)  # type: ignore[index]
+    layers = {layer_of(n): None for name in by_tensor for n in names[name]}
+    attributes = changed(network, layers, structure.whole_groups)
+    set_attributes(network, attributes)
+    numbers = counted(network, {axis: int(mask.sum()) for axis, mask in sizes.items()})
+    set_attributes(network, numbers)
+    return attributes | {layer: attributes.get(layer, {}) | new for layer, new in numbers.items()}
+
+
+def _names(structure: Structure) -> dict[str, list[str]]:
+    """All names of every tensor, by its first."""
+    names = {name: [name] for name in structure.dense}
+    for alias, name in structure.aliases.items():
+        names[name].append(alias)
+    return names
 
 
 def _cut(tensor: Tensor, kept: dict[int, Tensor], optimizer: torch.optim.Optimizer | None) -> None:

@@ -31,13 +31,15 @@ class Member:
 class Group:
     """Units that share the output axes of some weights; `key` is the first of these layers.
 
-    `units` counts those that may be removed; a group of which none may says why in `reason`. `changes_function` says
-    why a cut is more than the removal of its units (a layer norm over the cut axis), None where cutting equals masking.
-    `sizes` are attributes of modules that count the units (`num_heads`), with the item of a list in place of an axis.
+    `units` counts those that may be removed; a group of which none may says why in `reason`. `nodes` [units] has a node
+    of each in the ledger of the trace. `changes_function` says why a cut is more than the removal of its units (a layer
+    norm over the cut axis), None where cutting equals masking. `sizes` are attributes of modules that count the units
+    (`num_heads`), with the item of a list in place of an axis.
     """
 
     key: str
     units: int
+    nodes: Tensor = field(repr=False)
     outputs: list[Axis]
     members: list[Member]
     sizes: list[Member] = field(default_factory=list)
@@ -123,7 +125,7 @@ class Structure:
         Raises UsageError for a plan that does not fit this network and TargetError for one that empties a layer.
         """
         self._check(plan)
-        masks = self._kept(plan, [group.members for group in self.groups])
+        masks = self._kept(plan, self.ledger.axes)
         for (tensor, position), mask in masks.items():
             if not bool(mask.any()):
                 raise TargetError(f"the plan leaves nothing of axis {position} of {tensor}", "keep more of this layer")
@@ -131,20 +133,17 @@ class Structure:
 
     def size_masks(self, plan: Plan) -> dict[Axis, Tensor]:
         """The same for the integers in modules that count what the plan cuts, by attribute and item of a list."""
-        return self._kept(plan, [group.sizes for group in self.groups])
+        return self._kept(plan, self.ledger.sizes)
 
-    def _kept(self, plan: Plan, members: list[list[Member]]) -> dict[Axis, Tensor]:
-        masks: dict[Axis, Tensor] = {}
-        for group, own in zip(self.groups, members, strict=True):
-            gone = torch.ones(group.units + 1, dtype=torch.bool)
-            gone[plan.kept.get(group.key, slice(None))] = False
-            gone[-1] = False  # where unit is -1
-            for member in own:
-                lost = gone[member.unit]
-                if bool(lost.any()):
-                    axis = (member.tensor, member.axis)
-                    masks[axis] = masks.get(axis, torch.ones_like(lost)) & ~lost
-        return masks
+    def _kept(self, plan: Plan, axes: dict[Axis, Tensor]) -> dict[Axis, Tensor]:
+        gone = torch.zeros(len(self.parts.unit), dtype=torch.bool)
+        for key, kept in plan.kept.items():
+            nodes = self.by_key[key].nodes
+            gone[nodes] = True
+            gone[nodes[kept]] = False
+        gone = gone[self.parts.unit]
+        lost = {axis: gone[nodes] for axis, nodes in axes.items()}
+        return {axis: ~mask for axis, mask in lost.items() if bool(mask.any())}
 
     def _check(self, plan: Plan) -> None:
         for key, kept in plan.kept.items():

@@ -31,9 +31,7 @@ def trace(network: nn.Module, *inputs: Any, train: bool = False, heads: bool = F
     fixed, with the reason. Attention loses the same positions of every head or, if `heads`, whole heads.
     Raises UsageError, naming the layer, when the network does not run on these inputs.
     """
-    ledger = _whole(network, inputs, (False, True) if train else (False,), heads)
-    if not train and never_called(network, ledger):
-        ledger = _whole(network, inputs, (False, True), heads)
+    ledger = _whole(network, inputs, heads, train)
     while True:
         structure = structure_of(network, ledger, ledger.components())
         plan = trial_plan(structure)
@@ -53,18 +51,23 @@ def verify(network: nn.Module, structure: Structure, plan: Plan, *inputs: Any) -
         raise TargetError(f"these widths cannot be cut: {why}", "ask for other widths, or --skip that layer")
 
 
-def _whole(network: nn.Module, inputs: tuple[Any, ...], modes: tuple[bool, ...], heads: bool) -> Ledger:
+def _whole(network: nn.Module, inputs: tuple[Any, ...], heads: bool, train: bool) -> Ledger:
     """The ledger of the network as it is."""
     try:
-        return _run_on(META, network, inputs, Ledger(modes, heads=heads))
+        return _run_on(META, network, inputs, Ledger(heads=heads), train)
     except ValuesAskedError:
-        return _run_on(None, network, inputs, Ledger(modes, heads=heads))
+        return _run_on(None, network, inputs, Ledger(heads=heads), train)
 
 
-def _run_on(device: torch.device | None, network: nn.Module, inputs: tuple[Any, ...], ledger: Ledger) -> Ledger:
-    for train in ledger.modes:
+def _run_on(
+    device: torch.device | None, network: nn.Module, inputs: tuple[Any, ...], ledger: Ledger, train: bool
+) -> Ledger:
+    for mode in (False, True):
+        if mode and not train and not never_called(network, ledger):
+            break
+        ledger.modes += (mode,)
         with torch.inference_mode():
-            twin = twin_of(network, device).train(train)
+            twin = twin_of(network, device).train(mode)
             for _, why in _run(twin, inputs_on(inputs, device), ledger):
                 raise UsageError(
                     f"the network cannot be traced: {why}", "give example inputs on which the network runs"
@@ -78,7 +81,7 @@ def _broken(network: nn.Module, inputs: tuple[Any, ...], structure: Structure, p
     for train in trial.modes:
         with torch.inference_mode():
             twin = twin_of(network, META).train(train)
-            shrink.apply(twin, structure, plan)
+            shrink.cut(twin, structure, trial.keep, trial.counted)
             failures = _run(twin, inputs_on(inputs, META), trial)
         if failures:
             return [*trial.broken, *failures]

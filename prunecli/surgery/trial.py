@@ -18,24 +18,25 @@ from prunecli.surgery.structure import Plan, Structure
 class Trial(Ledger):
     """A ledger that checks a run after `plan` against the finished one of the whole network.
 
-    `broken` collects nodes that do not follow the cut, and why.
+    `broken` collects nodes that do not follow the cut, and why; `keep` and `counted` are the masks of the cut.
     """
 
     def __init__(self, structure: Structure, plan: Plan) -> None:
-        super().__init__(structure.ledger.modes, heads=structure.ledger.heads)
+        super().__init__(heads=structure.ledger.heads)
+        self.modes = structure.ledger.modes
         self.broken: list[tuple[Tensor, str]] = []
         self.whole_groups = dict(structure.whole_groups)
         self.answers = list(structure.ledger.answers)
-        self._keep = structure.keep_masks(plan)
-        self._counted = structure.size_masks(plan)
+        self.keep = structure.keep_masks(plan)
+        self.counted = structure.size_masks(plan)
         self._parts = structure.parts
         self._whole = structure.ledger
         self._stays = torch.ones_like(self._parts.unit, dtype=torch.bool)
         for axis in (axis for key in plan.kept for axis in structure.by_key[key].outputs):
             self._stays[self._parts.unit[self._whole.axes[axis]]] = False
         self._stays[FIXED] = True
-        left = [torch.unique(self._left(axis)) for axis in self._keep]
-        left += [self._parts.root[self._whole.sizes[axis]][mask] for axis, mask in self._counted.items()]
+        left = [torch.unique(self._left(axis)) for axis in self.keep]
+        left += [self._parts.root[self._whole.sizes[axis]][mask] for axis, mask in self.counted.items()]
         self._lone = torch.cat([torch.zeros(0, dtype=torch.int64), *(units for units in left if len(units) == 1)])
 
     def axis(self, tensor: str, axis: int, length: int) -> Tensor:
@@ -45,7 +46,7 @@ class Trial(Ledger):
 
     def _left(self, axis: Axis) -> Tensor:
         units = self._parts.root[self._whole.axes[axis]]
-        return units[self._keep[axis]] if axis in self._keep else units
+        return units[self.keep[axis]] if axis in self.keep else units
 
     def counts(self, attribute: str, item: int, value: int) -> bool:
         """As before the cut."""
@@ -54,7 +55,7 @@ class Trial(Ledger):
     def size(self, attribute: str, item: int, value: int) -> Tensor:
         """Units that are left of those that an attribute counts."""
         units = self._parts.root[self._whole.sizes[attribute, item]]
-        units = units[self._counted[attribute, item]] if (attribute, item) in self._counted else units
+        units = units[self.counted[attribute, item]] if (attribute, item) in self.counted else units
         return torch.where(torch.isin(units, self._lone), FIXED, units)
 
     def link(self, first: Side, second: Side, why: str) -> None:

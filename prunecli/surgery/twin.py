@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ def twin_of(network: nn.Module, device: torch.device | None) -> nn.Module:
     """A copy of the module tree, its tensors empty ones on `device` or, if None, clones; tied ones stay tied."""
     memo: dict[int, Any] = {}
     for module in network.modules():
-        for tensor in vars(module).values():
-            if isinstance(tensor, Tensor):
-                memo[id(tensor)] = _stand_in(tensor, device)
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                memo[id(value)] = _stand_in(value, device)
+            elif type(value) in (dict, OrderedDict, set) and not value:  # most of what a module holds are empty hooks
+                memo[id(value)] = type(value)()
     for tensor in (*network.parameters(), *network.buffers()):
         memo[id(tensor)] = _stand_in(tensor, device)
     return copy.deepcopy(network, memo)
