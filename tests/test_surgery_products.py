@@ -37,6 +37,11 @@ def _fused(scale: float | None, **options: Any) -> Callable[..., Tensor]:
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=scale, **options)
 
 
+def _cosine_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Swin v2: the angles between queries and keys, whose lengths are of what every head has left."""
+    return (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * 3).softmax(-1) @ v
+
+
 def _linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Katharopoulos et al.: φ(q) (φ(k)ᵀ v), with φ(x) = relu(x), over the sum of its weights."""
     q, k = F.relu(q), F.relu(k)
@@ -50,6 +55,7 @@ CASES = {
     "attention, scale of the width": Case(
         _attention(_fused(None)), TOKENS, {"q", "k", "v"}, "divides by the root of a head's width"
     ),
+    "attention, of angles": Case(_attention(_cosine_attention), TOKENS, {"q", "k", "v"}),
     "attention, causal": Case(_attention(_fused(1.0, is_causal=True)), TOKENS, {"q", "k", "v"}),
     "attention, masked": Case(
         _attention(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, q.new_ones(2, 5, 5).tril() > 0, scale=0.5)),
@@ -163,6 +169,7 @@ HEADS = {
     "attention": (_counted_heads(lambda n, q, k, v: (q @ k.mT).softmax(-1) @ v, 4), 4),
     "fused": (_counted_heads(lambda n, q, k, v: _fused(0.5)(q, k, v), 4), 4),
     "linear attention": (_counted_heads(lambda n, q, k, v: _linear_attention(q, k, v), 4), 4),
+    "of angles": (_counted_heads(lambda n, q, k, v: _cosine_attention(q, k, v), 4), 4),
     "grouped-query": (_counted_heads(lambda n, q, k, v: _fused(0.5, enable_gqa=True)(q, k, v), 2), 2),
 }
 

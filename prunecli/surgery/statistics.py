@@ -76,9 +76,12 @@ def reduction(call: Call) -> Layers:
         inside = support(layer) & axes
         if not _follows(call):
             result += fix_support(call.ledger, (layer,), axes, f"{call.why} reduces over channels")
-        elif inside != support(layer):
-            for axis in inside:
+            continue
+        if inside and inside != support(layer):  # of [heads, width]: the same positions of every head, or whole heads
+            positions = call.op in _SUMS and not call.ledger.heads
+            for axis in support(layer) - inside if positions else inside:
                 layer = rigid(call.ledger, (layer,), axis, call.why)[0]
+        if not support(layer) <= axes:
             result += (layer,)
         elif call.op in _AVERAGES or all(labels_of(tensor).own for tensor in call.tensors()):
             call.ledger.change(layer, f"{call.why} reduces over channels that are cut")
