@@ -82,6 +82,18 @@ def test_rounds_of_masks_start_from_what_is_masked_already(lenet: Path) -> None:
     assert not any("masked before" in note for note in result.notes)  # no round asks for less than there is
 
 
+@pytest.mark.parametrize("options", [{"only": ("conv1",)}, {}, {"scope": "global"}, {"method": "fpgm"}])
+def test_rounds_go_on_where_a_layer_is_down_to_one_unit(lenet: Path, options: dict[str, Any]) -> None:
+    result = prune(lenet, sparsity=0.95, rounds=10, **options)
+    at_once = prune(lenet, "once", sparsity=0.95, **options)
+    assert [row.name for row in result.rows] == [row.name for row in at_once.rows]
+    assert sum(row.after for row in result.rows) == sum(row.after for row in at_once.rows)
+    assert min(row.after for row in result.rows) == 1
+    weights = checkpoints.load(lenet.parent / "out.safetensors").weights
+    for member in (member for row in result.rows for member in row.members):
+        assert member.after == weights[member.tensor].shape[member.axis]
+
+
 def test_an_impossible_last_round_fails_before_the_first(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(TargetError):

@@ -13,7 +13,7 @@ from prunecli.allocate.widths import Scope
 from prunecli.checkpoint import Checkpoint
 from prunecli.commands import rounds, scoring
 from prunecli.commands.history import measured, scored
-from prunecli.commands.pruned import PruneResult, sums
+from prunecli.commands.pruned import PruneResult, saved, sums
 from prunecli.errors import UsageError
 from prunecli.methods import METHODS, units, weights
 from prunecli.methods.outcome import Outcome
@@ -59,7 +59,16 @@ def run(options: PruneOptions, say: Say = silent) -> PruneResult:
     if path and options.finetune_epochs:
         files.remove(training.Saving(path).partial)
     return PruneResult(
-        result, path, outcome.rows, sums(source), sums(result), notes, outcome.unpruned, outcome.folded, uncalibrated
+        result,
+        path,
+        outcome.rows,
+        sums(source),
+        sums(result),
+        notes,
+        outcome.unpruned,
+        outcome.folded,
+        uncalibrated,
+        {row.name: saved(source, row) for row in outcome.rows if row.after < row.before and row.members},
     )
 
 
@@ -89,5 +98,8 @@ def _prune(
     if METHODS[name].structure == "weights":
         masked = weights.Weights(name, scope, cast(Tensors, options.tensors), limit, only, skip, options.seed)
         return weights.prune(checkpoint, masked, target)
-    cut = Units(name, scope, options.round_to, limit, only, skip, options.skip_inputs, options.compensate, options.seed)
+    cut = Units(
+        name, scope, options.round_to, limit, only, skip, options.skip_inputs, options.heads, options.compensate,
+        options.seed,
+    )  # fmt: skip
     return units.prune(checkpoint, cut, target, whole=whole, trust=options.trust)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class PruneResult:
     """What was pruned: `rows` by group or tensor, sums before and after, notes; `path` is None after a dry run.
 
     `unpruned` says by layer why it stays whole, `folded` what became of constant units, `uncalibrated` how good the
-    result was before its batch-norm statistics were computed anew.
+    result was before its batch-norm statistics were computed anew, `saved` what each cut alone would save.
     """
 
     checkpoint: Checkpoint
@@ -31,13 +32,15 @@ class PruneResult:
     unpruned: dict[str, str]
     folded: Folded | None = None
     uncalibrated: Metrics | None = None
+    saved: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
         """The result for programs: MACs are multiply-adds of one example, bytes those of the weights.
 
         `groups` has an entry a group of units, or a tensor of single weights: the `layers` that make it, every axis
-        that is cut with it as `members` (`role`: out makes the units, in reads them, norm and other go along), and
-        `why` where nothing of it goes. `not_pruned` has a reason for each layer in scope that stays whole.
+        that is cut with it as `members` (`role`: out makes the units, in reads them, norm and other go along), what
+        this cut alone would have `saved`, and `why` where nothing of it goes. `not_pruned` has a reason for each layer
+        in scope that stays whole.
         """
         metrics, earlier = self.checkpoint.sidecar.metrics, self.uncalibrated
         return {
@@ -49,7 +52,7 @@ class PruneResult:
             "score": metrics.last.values if metrics.last else None,
             "test": metrics.test.values if metrics.test else None,
             "score_before_recalibration": earlier.last.values if earlier and earlier.last else None,
-            "groups": [asdict(row) for row in self.rows],
+            "groups": [asdict(row) | {"saved": self.saved.get(row.name)} for row in self.rows],
             "not_pruned": self.unpruned,
             "folded": asdict(self.folded) if self.folded else None,
             "notes": self.notes,
@@ -64,7 +67,7 @@ class PruneResult:
         lines = [f"{self.path or 'dry run, nothing written'}: {len(changed)} of {len(self.rows)} groups pruned"]
         for title, row in zip(titles, changed, strict=True):
             lines.append(f"  {title:{width}}  {row.before:>10,} -> {row.after:>10,} {row.what}{_channels(row)}")
-            lines += [] if self.path else _members(row)
+            lines += [] if self.path else [*_members(row), *self._saved(row)]
         for key, value in shown.items():
             left = self.after[key] / value if value else 1.0
             lines.append(f"  {key.replace('_', ' '):{width}}  {value:>10,} -> {self.after[key]:>10,}  ({left:.1%})")
@@ -80,6 +83,10 @@ class PruneResult:
                 lines.append(f"  {split}: {_values(score)}")
         return "\n".join(lines)
 
+    def _saved(self, row: Row) -> list[str]:
+        parts = [f"{value:,} {key}" for key, value in self.saved.get(row.name, {}).items()]
+        return ["    alone saves " + ", ".join(parts)] if parts else []
+
     def _differs(self, key: str) -> bool:
         """Do masks make this sum another than the one without masks?"""
         dense = {"nonzero_params": "params", "effective_macs": "macs"}.get(key)
@@ -90,6 +97,21 @@ def sums(checkpoint: Checkpoint) -> dict[str, int]:
     """Parameters, MACs and bytes of a checkpoint."""
     stored = sum(tensor.numel() * tensor.element_size() for tensor in checkpoint.weights.values())
     return measured(checkpoint) | {"bytes": stored}
+
+
+def saved(source: Checkpoint, row: Row) -> dict[str, int]:
+    """What a cut of this group and no other would save of `source`."""
+    shapes = {m.tensor: list(source.weights[m.tensor].shape) for m in row.members if m.tensor in source.weights}
+    for member in row.members:
+        if member.tensor in shapes:
+            shapes[member.tensor][member.axis] = member.after
+    gone = {name: source.weights[name].numel() - math.prod(shape) for name, shape in shapes.items()}
+    cost = source.sidecar.cost
+    return {
+        "params": sum(n for name, n in gone.items() if name not in cost.buffers),
+        "macs": sum(n * cost.positions.get(name, 0) for name, n in gone.items()),
+        "bytes": sum(n * source.weights[name].element_size() for name, n in gone.items()),
+    }
 
 
 def _title(row: Row) -> str:
@@ -106,7 +128,7 @@ def _members(row: Row) -> list[str]:
     """Which layers make the units of a group where several do, which are cut along, and which read them."""
     along, readers = dict[str, None](), dict[str, None]()
     for member in row.members:
-        layer = layer_of(member.tensor)
+        layer = layer_of(member.tensor) or member.tensor
         if member.role == "in":
             readers[layer] = None
         elif layer not in row.layers:

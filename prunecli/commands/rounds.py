@@ -15,7 +15,7 @@ from prunecli.checkpoint import Checkpoint
 from prunecli.commands.history import data_used, measured, step
 from prunecli.data import Dataset
 from prunecli.errors import UsageError
-from prunecli.methods.outcome import Outcome
+from prunecli.methods.outcome import Outcome, Row
 from prunecli.methods.targets import Target, in_rounds
 from prunecli.options import Execution, Recipe
 from prunecli.options.prune import PruneOptions
@@ -68,13 +68,19 @@ def carry_out(
             current = training.fit(current, data, options, saving=saving, say=say)
             assert current.sidecar.training is not None
             current.sidecar.training.method.pop(ROUND)
-    rows = [
-        replace(row, before=whole[row.name], why=row.why if row.after == whole[row.name] else None)
-        for row in outcome.rows
-    ]
+    last = {row.name: row for row in outcome.rows}
+    rows = [_since(row, last.get(row.name), current) for row in at_once.rows]
     cut = {layer for row in rows if row.after < row.before for layer in row.layers}
     unpruned = {layer: why for layer, why in outcome.unpruned.items() if layer not in cut}
     return replace(outcome, checkpoint=current, rows=rows, notes=notes, unpruned=unpruned, folded=folded)
+
+
+def _since(first: Row, last: Row | None, checkpoint: Checkpoint) -> Row:
+    """A row from before the first round to after the `last` one, None where the group is down to one unit."""
+    found = checkpoint.weights
+    members = [replace(m, after=found[m.tensor].shape[m.axis]) if m.tensor in found else m for m in first.members]
+    after = last.after if last else 1
+    return replace(first, after=after, members=members, why=last.why if last and after == first.before else None)
 
 
 def _begin(checkpoint: Checkpoint, options: PruneOptions, source: Checkpoint, number: int) -> None:

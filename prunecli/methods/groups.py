@@ -11,7 +11,7 @@ from torch import nn
 from prunecli.allocate.patterns import matching, require_matches, share_of
 from prunecli.allocate.widths import normalised
 from prunecli.criteria import Criterion, Scorer, aligned
-from prunecli.errors import TargetError
+from prunecli.errors import TargetError, UsageError
 from prunecli.methods.outcome import left_alone, listed
 from prunecli.surgery import Group, Structure
 from prunecli.surgery.structure import layer_of
@@ -75,17 +75,19 @@ class Choice:
     unpruned: dict[str, str]
 
 
-def choose(structure: Structure, wanted: Wanted) -> Choice:
+def choose(structure: Structure, wanted: Wanted, *, first: bool = True) -> Choice:
     """The prunable groups that the user wants pruned.
 
     A group of several layers (a residual stage) is pruned where all of them are named, with one share, and none is to
-    be skipped. Raises `UsageError` for a pattern that names no layer, `TargetError` when nothing is left to prune.
+    be skipped. In the `first` of several rounds, raises `UsageError` for a pattern that names no layer and
+    `TargetError` when there is nothing to prune; in later ones layers may be down to one unit.
     """
     along = {g.key: handed_on(structure, g) for g in structure.groups}
-    layers = [*dict.fromkeys([*structure.order, *structure.frozen, *(la for names in along.values() for la in names)])]
-    wanted.check(layers)
+    why = _single(structure) | structure.frozen
+    layers = [*dict.fromkeys([*structure.order, *why, *(la for names in along.values() for la in names)])]
+    if first:
+        wanted.check(layers)
     choice = Choice({}, {}, {})
-    why = dict(structure.frozen)
     for group in structure.groups:
         reason = group.reason or wanted.why_not(group.layers, along[group.key], readers(structure, group))
         if reason is None:
@@ -95,13 +97,28 @@ def choose(structure: Structure, wanted: Wanted) -> Choice:
             why |= dict.fromkeys([*group.layers, *along[group.key]], reason)
     cut = {layer for group in choice.groups.values() for layer in group.layers}
     choice.unpruned.update({la: why[la] for la in wanted.in_scope(layers) if la in why and la not in cut})
-    if not choice.groups:
+    if not choice.groups and first:
         possible = [group.key for group in structure.groups if group.prunable]
         raise TargetError(
             "nothing to prune" + "".join(f": {note}" for note in left_alone(choice.unpruned, wanted.named(layers))[:1]),
             f"prunable are {listed(possible)}" if possible else "mask weights instead: --method magnitude",
         )
     return choice
+
+
+def _single(structure: Structure) -> dict[str, str]:
+    """Layers with one channel, which make no group."""
+    made = {layer_of(tensor): shape[0] for tensor, shape in structure.dense.items() if len(shape) > 1}
+    return {la: "it has one channel" for la, n in made.items() if n == 1 and la and la not in structure.order}
+
+
+def require_heads(whole: Structure, narrower: Structure) -> None:
+    """Raise `UsageError` unless `whole`, a trace with whole heads, can cut any: groups other than without them."""
+    before = {key: group.units for key, group in narrower.by_key.items()}
+    unlike = [group for group in whole.groups if group.units != before.get(group.key)]
+    if not any(group.prunable for group in unlike):
+        why = next((f": {group.layers[0]} ({group.reason})" for group in unlike), "")
+        raise UsageError(f"--heads: this network has no heads that can be cut whole{why}", "drop --heads")
 
 
 def handed_on(structure: Structure, group: Group) -> list[str]:

@@ -36,10 +36,13 @@ class Candidates:
 def candidates(
     groups: Mapping[str, Group], scores: widths.Scores, how: Units, whole: Mapping[str, int] | None
 ) -> Candidates:
-    """The groups that have scores; `whole` holds their sizes before the first of several rounds."""
+    """The groups that have scores; `whole` holds their sizes before the first of several rounds.
+
+    Scores of what is none of `groups` are those of a group that is down to one unit.
+    """
     sizes = {key: (whole or {}).get(key, len(values)) for key, values in scores.items()}
-    choices = {key: _allowed(values, groups[key], how, sizes[key]) for key, values in scores.items()}
-    return Candidates(groups, scores, sizes, choices)
+    choices = {key: _allowed(scores[key], group, how, sizes[key]) for key, group in groups.items() if key in scores}
+    return Candidates(groups, scores, sizes, {key: choices.get(key, [1]) for key in scores})
 
 
 def _allowed(scores: Sequence[float], group: Group, how: Units, size: int) -> list[int]:
@@ -65,6 +68,7 @@ def _shares(target: Target, found: Candidates, how: Units) -> widths.Allocation:
     shares = {
         key: (share_of(found.groups[key].layers, target.ratios) if target.ratios else target.share) or 0.0
         for key in found.scores
+        if key in found.groups
     }
     return widths.by_share(found.scores, shares, found.sizes, rounding, found.choices)
 

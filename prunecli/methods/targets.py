@@ -28,8 +28,8 @@ class Target:
 class Units:
     """How units are chosen: a method in `METHODS`, where scores are ranked, which widths layers may have, which layers.
 
-    `round_to`: channels that a layer keeps a multiple of; `limit`: the largest share that a layer may lose; `fold`:
-    take removed units that are constant into the layers that read them.
+    `round_to`: channels that a layer keeps a multiple of; `limit`: the largest share that a layer may lose; `heads`:
+    attention loses whole heads; `fold`: take removed units that are constant into the layers that read them.
     """
 
     method: str
@@ -39,6 +39,7 @@ class Units:
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     skip_inputs: Sequence[str] = ()
+    heads: bool = False
     fold: bool = False
     seed: int = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import msgspec
@@ -14,7 +15,7 @@ from prunecli.checkpoint import Checkpoint
 from prunecli.criteria import CRITERIA, bound
 from prunecli.errors import TargetError
 from prunecli.methods import METHODS
-from prunecli.methods.groups import Choice, Wanted, choose, score
+from prunecli.methods.groups import Choice, Wanted, choose, require_heads, score
 from prunecli.methods.outcome import Axis, Outcome, Row
 from prunecli.methods.reach import candidates, reach
 from prunecli.methods.remarks import caveats, left_whole, remarks, shortfall
@@ -22,6 +23,8 @@ from prunecli.methods.targets import Target, Units
 from prunecli.surgery import Group, Plan, Structure
 from prunecli.surgery.compensate import compensate
 from prunecli.training import optimizer as optimizers
+
+LAST = [math.inf]  # the scores of a group that earlier rounds have left one unit, which stays
 
 
 def prune(
@@ -39,10 +42,13 @@ def prune(
     """
     network = checkpoints.build(checkpoint, trust=trust)
     example = torch.zeros(2, *checkpoint.sidecar.cost.input)  # two, for batch norms in train mode
-    structure = surgery.trace(network, example)
+    structure = surgery.trace(network, example, heads=how.heads)
+    if how.heads and whole is None:
+        require_heads(structure, surgery.trace(network, example))
     wanted = Wanted(how.only, how.skip, how.skip_inputs, target.ratios)
-    chosen = choose(structure, wanted)
-    found = candidates(chosen.groups, _scores(network, chosen.groups, how), how, whole)
+    chosen = choose(structure, wanted, first=whole is None)
+    spent = [key for key in whole or {} if key not in structure.by_key or not structure.by_key[key].units]
+    found = candidates(chosen.groups, _scores(network, chosen.groups, how) | dict.fromkeys(spent, LAST), how, whole)
     allocation = reach(target, found, how, structure, checkpoint.sidecar.cost)
     plan = found.plan(allocation.widths)
     surgery.verify(network, structure, plan, example)
@@ -73,7 +79,7 @@ def _scores(network: nn.Module, groups: Mapping[str, Group], how: Units) -> dict
     scorer = bound(criterion, how.seed)
     found = {key: score(network, g, criterion, scorer, ranked=how.scope == "global") for key, g in groups.items()}
     scores = {key: values for key, values in found.items() if values is not None}
-    if not scores:
+    if groups and not scores:
         raise TargetError(f"--method {how.method}: no layer has a batch norm behind it", "use --method l1")
     return scores
 

@@ -64,6 +64,9 @@ class PruneOptions(Execution):
     skip_inputs: tuple[str, ...] = option(
         (), "Leave what they read alone: --skip-inputs fc keeps what fc sees. Repeatable.", metavar="PATTERN"
     )
+    heads: bool = option(
+        False, "Remove whole heads of attention, instead of the same channels of every head (MLPs: as ever)."
+    )
     tensors: str = option(
         "all", "Which weights masks may be on: of convolutions, or of linear layers too.", metavar="all|conv"
     )
@@ -120,6 +123,7 @@ class PruneOptions(Execution):
                 ("--max-macs", self.max_macs is not None),
                 ("--round-to", self.round_to > 1),
                 ("--skip-inputs", bool(self.skip_inputs)),
+                ("--heads", self.heads),
                 ("--compensate", self.compensate),
             ):
                 if given:

@@ -75,7 +75,8 @@ class Pruned:
 def dense(checkpoint: Checkpoint, network: nn.Module) -> Pruned:
     """`checkpoint` beside the structure of `network`, the dense network that it was cut from."""
     example = torch.zeros(2, *checkpoint.sidecar.cost.input)  # two, for batch norms in train mode
-    return Pruned(checkpoint, trace(network, example), cost(network, example), example)
+    heads = any(step.options.get("heads") for step in checkpoint.sidecar.history)
+    return Pruned(checkpoint, trace(network, example, heads=heads), cost(network, example), example)
 
 
 def kept_units(group: Group, record: Surgery) -> int:

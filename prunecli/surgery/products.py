@@ -59,20 +59,20 @@ def bilinear(call: Call) -> Layers:
 def attention(call: Call) -> Layers:
     """softmax(scale q kᵀ + mask) v of q [..., l, k], k [..., s, k], v [..., s, n]; `enable_gqa` repeats heads."""
     query, key, value = (call.operand(name) for name in ("query", "key", "value"))
-    if call.args.get("scale") is None:
+    if call.args.get("scale") is None and not call.ledger.heads:
         for layer in (*query[1], *key[1]):
             if layer.shape[-1] > 1:
                 call.ledger.change(layer, f"{call.why} divides by the root of a head's width, which is cut")
     if call.args.get("enable_gqa"):
         key, value = (_repeated_heads(operand, query[0][-3] // operand[0][-3]) for operand in (key, value))
-    scores = _contract(call, query, key)
+    scores = _contract(call, query, key, single=True)
     shape = (*query[0][:-1], key[0][-2])
     mask = call.args.get("attn_mask")
     if mask is not None:
         scores = call.unite([(shape, scores), (tuple(mask.shape), labels_of(mask).layers)])
     mixed = {len(shape) - 1, len(shape) - 2} if call.args.get("is_causal") else {len(shape) - 1}
     scores = fix_support(call.ledger, scores, mixed, f"{call.why} mixes channels")
-    return _contract(call, (shape, scores), _transposed(value))
+    return _contract(call, (shape, scores), _transposed(value), single=True)
 
 
 def _repeated_heads(operand: Operand, times: int) -> Operand:
@@ -96,7 +96,7 @@ def _product(call: Call, names: tuple[str, str], right: Operand, bias: Tensor | 
     for name, (_, layers) in zip(names, (left, right), strict=True):
         for layer in layers:
             call.mark(name, layer, "in" if layer.shape[-1] > 1 else "out")
-    result = _contract(call, left, right)
+    result = _contract(call, left, right, single=not any(labels_of(call.args[name]).own for name in names))
     for axis, name in ((-1, names[1]), (-2, names[0])):
         if call.args[name].ndim == 1:
             result = tuple(layer.squeeze(axis) for layer in result)
@@ -105,10 +105,10 @@ def _product(call: Call, names: tuple[str, str], right: Operand, bias: Tensor | 
     return call.unite([(call.shape, result), (tuple(bias.shape), labels_of(bias).layers)])
 
 
-def _whole_heads(call: Call, layer: Tensor) -> Tensor:
-    """Of a batch of matrices that are heads, whole ones are cut."""
+def _whole_heads(call: Call, layer: Tensor, single: bool) -> Tensor:
+    """Of a batch of matrices that are heads, whole ones are cut; nothing of one that is the `single` head."""
     for axis in (layer.ndim - 2, layer.ndim - 1):
-        if axis in support(layer) and min(support(layer)) < layer.ndim - 2:
+        if axis in support(layer) and (single or min(support(layer)) < layer.ndim - 2):
             call.ledger.tie(layer, layer.narrow(axis, 0, 1), call.why)
             layer = layer.narrow(axis, 0, 1)
     return layer
@@ -120,10 +120,13 @@ def _rows(operand: Operand) -> Operand:
     return operand if len(shape) > 1 else ((1, *shape), tuple(layer[None] for layer in layers))
 
 
-def _contract(call: Call, a: Operand, b: Operand) -> Layers:
-    """a [..., m, k] times b [..., n, k] transposed: seen as [..., m, n, k], tied along k, summed over k."""
+def _contract(call: Call, a: Operand, b: Operand, *, single: bool) -> Layers:
+    """a [..., m, k] times b [..., n, k] transposed: seen as [..., m, n, k], tied along k, summed over k.
+
+    `single`: both are made by the network, so that matrices which are no batch are one head.
+    """
     if call.ledger.heads:
-        a, b = ((shape, tuple(_whole_heads(call, layer) for layer in layers)) for shape, layers in (a, b))
+        a, b = ((shape, tuple(_whole_heads(call, layer, single) for layer in layers)) for shape, layers in (a, b))
     left = (*a[0][:-1], 1, a[0][-1]), tuple(layer.unsqueeze(-2) for layer in a[1])
     right = (*b[0][:-2], 1, *b[0][-2:]), tuple(layer.unsqueeze(-3) for layer in b[1])
     call.unite([(shape, tuple(x for x in layers if x.shape[-1] > 1)) for shape, layers in (left, right)])
