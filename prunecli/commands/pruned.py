@@ -39,7 +39,7 @@ class PruneResult:
 
         `groups` has an entry a group of units, or a tensor of single weights: the `layers` that make it, every axis
         that is cut with it as `members` (`role`: out makes the units, in reads them, norm and other go along), what
-        this cut alone would have `saved`, and `why` where nothing of it goes. `not_pruned` has a reason for each layer
+        this cut alone would have `saved` (MACs: of layers with weights), and `why` where nothing of it goes. `not_pruned` has a reason for each layer
         in scope that stays whole.
         """
         metrics, earlier = self.checkpoint.sidecar.metrics, self.uncalibrated
@@ -139,6 +139,8 @@ def _members(row: Row) -> list[str]:
 
 
 def _folded(folded: Folded) -> str:
+    if not folded.constant:
+        return f"nothing to fold: none of {folded.removed:,} removed units was constant"
     text = (
         f"{folded.folded:,} of {folded.removed:,} removed units were constant and went into the layers that read them"
     )

@@ -62,10 +62,12 @@ class PruneOptions(Execution):
         (), "Leave what layers of this name pattern write alone: --skip 'layer4.*'. Repeatable.", metavar="PATTERN"
     )
     skip_inputs: tuple[str, ...] = option(
-        (), "Leave what they read alone: --skip-inputs fc keeps what fc sees. Repeatable.", metavar="PATTERN"
+        (),
+        "Leave what layers of this name pattern read alone: --skip-inputs fc keeps all that fc sees. Repeatable.",
+        metavar="PATTERN",
     )
     heads: bool = option(
-        False, "Remove whole heads of attention, instead of the same channels of every head (MLPs: as ever)."
+        False, "Attention loses whole heads, not the same channels of every head: --heads --only '*.attn.*'."
     )
     tensors: str = option(
         "all", "Which weights masks may be on: of convolutions, or of linear layers too.", metavar="all|conv"
@@ -77,10 +79,14 @@ class PruneOptions(Execution):
     finetune_epochs: int = option(0, "Epochs of fine-tuning after each round.", metavar="N")
     finetune_lr: float | None = option(None, "Its learning rate (default: the checkpoint's last).", metavar="RATE")
     compensate: bool = option(
-        False, "Fold removed units that are constant (batch-norm scale 0) into the layers that read them."
+        False,
+        "Fold removed units that are constant (batch-norm scale 0) into the layers that read them: --method bn-scale "
+        "--compensate.",
     )
     recalibrate: int = option(
-        0, "Compute batch-norm statistics anew from this many batches of training data.", metavar="BATCHES"
+        0,
+        "Compute batch-norm statistics anew from this many batches of training data: --recalibrate 20.",
+        metavar="BATCHES",
     )
     resume: bool = option(False, "Continue the interrupted fine-tuning in OUT.partial.safetensors, if there is one.")
     data: str | None = option(None, "Data source (default: the one that the checkpoint records).", metavar="NAME[:DIR]")
