@@ -110,7 +110,8 @@ def by_rank(scores: Scores, share: float, whole: Mapping[str, int], rounding: Ro
     if asked > most:
         raise TargetError(
             f"--sparsity {share:g}: only {most:,} of {units:,} units can go",
-            f"ask for at most --sparsity {math.floor(most / units * 1e4) / 1e4:g}",
+            f"ask for at most --sparsity {math.floor(most / units * 1e4) / 1e4:g}"
+            + (", or let layers be narrower" if any(widths[0] > 1 for widths in choices.values()) else ""),
         )
     left, taken, closed = max(0, asked - gone), list[Removal](), set[str]()
     for step in steps:

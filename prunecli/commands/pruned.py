@@ -39,8 +39,8 @@ class PruneResult:
 
         `groups` has an entry a group of units, or a tensor of single weights: the `layers` that make it, every axis
         that is cut with it as `members` (`role`: out makes the units, in reads them, norm and other go along), what
-        this cut alone would have `saved` (MACs: of layers with weights), and `why` where nothing of it goes. `not_pruned` has a reason for each layer
-        in scope that stays whole.
+        this cut alone would have `saved` (of MACs those of layers with weights), and `why` where nothing of it goes.
+        `not_pruned` has a reason for each layer in scope that stays whole.
         """
         metrics, earlier = self.checkpoint.sidecar.metrics, self.uncalibrated
         return {
