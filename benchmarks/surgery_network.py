@@ -87,10 +87,7 @@ def prune(network: nn.Module, example: Tensor) -> Surgery:
     structure = surgery.trace(network, example)
     criterion = CRITERIA["l2"]
     found = {g.key: score(network, g, criterion, criterion.score, ranked=False) for g in structure.groups if g.prunable}
-    scores = {key: values for key, values in found.items() if values}
-    sizes = {key: len(values) for key, values in scores.items()}
-    kept = widths.by_share(scores, dict.fromkeys(scores, 0.5), sizes, keep_floor).widths
-    plan = Plan({key: widths.select(scores[key], width) for key, width in kept.items()})
+    plan = Plan({key: widths.select(v, max(1, keep_floor(len(v), 0.5))) for key, v in found.items() if v})
     return surgery.apply(network, structure, plan)
 
 
