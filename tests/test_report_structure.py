@@ -76,6 +76,16 @@ def test_terminal_table(residual: str, width: int) -> None:
     assert "layer3.{0..2}.conv2" in flat
 
 
+def test_terminal_table_has_one_row_for_layers_that_are_cut_alone_and_alike(residual: str, tmp_path: Path) -> None:
+    text = render(report(residual), width=120, color=False)
+    assert re.search(r"^ layer1\.\{0\.\.2\}\.conv1, each alone +4$", text, re.MULTILINE)
+    assert re.search(r"^ layer3\.\{0\.\.2\}\.conv1, each alone +16$", text, re.MULTILINE)
+    transformer = save(tmp_path, "timm:vit_tiny_patch16_224", "vit", img_size=32, depth=3)
+    flat = re.sub(r"\s+", " ", render(report(transformer), width=200, color=False))
+    assert "blocks.{0..2}.attn.qkv, each alone 64 a cut changes the function:" in flat
+    assert "scaled_dot_product_attention in blocks.{0..2}.attn divides" in flat
+
+
 def drawing(text: str) -> ElementTree.Element:
     (svg,) = re.findall(r"<svg class=\"natural\".*?</svg>", text, re.DOTALL)
     return ElementTree.fromstring(svg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from prunecli.reporting.columns import accuracy, count, milliseconds, overview, 
 from prunecli.reporting.differences import Change, Difference
 from prunecli.reporting.model import Report
 from prunecli.reporting.row import Row
-from prunecli.reporting.structure import Outline, brief
+from prunecli.reporting.structure import Outline, Tied, brief
 
 PIPED_WIDTH = 120
 
@@ -110,11 +111,17 @@ def _layers(row: Row) -> Table:
 
 
 def _structure(name: str, outline: Outline) -> Table:
-    """A row a group; its layers and what is to be said of it fold onto further lines."""
-    cells = []
+    """A row a group, but one for all layers that are cut alone and alike; texts fold onto further lines."""
+    alike: dict[tuple[object, ...], list[Tied]] = {}
     for group in outline.groups:
-        units = columns.NONE if group.reason else str(group.units)
-        cells.append([brief(group.layers), units, group.verdict])
+        alone = [re.sub(r"\d+", "#", text) for text in (*group.layers, group.verdict)]
+        alike.setdefault(group.layers if len(group.layers) > 1 else (group.units, *alone), []).append(group)
+    cells = []
+    for first, *others in alike.values():
+        layers = brief([*first.layers, *(group.layers[0] for group in others)])
+        units = columns.NONE if first.reason else str(first.units)
+        verdicts = dict.fromkeys(group.verdict for group in (first, *others))
+        cells.append([layers + (", each alone" if others and not first.reason else ""), units, brief([*verdicts])])
     cells += [[layer, columns.NONE, "never called on these inputs"] for layer in outline.never_called]
     table = _table(f"structure of {name}", ["cut together", "units", "why"], cells)
     table.columns[2].justify, table.columns[2].no_wrap = "left", False

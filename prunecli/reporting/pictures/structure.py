@@ -89,9 +89,9 @@ class _Drawing:
 
     def _legend(self) -> Iterator[str]:
         for x, y, draw, color, text in (
-            (12, 12, maker, ALONE, "makes channels"), (132, 12, reader, ALONE, "reads them"),
-            (242, 12, carrier, ALONE, "hands them on"), (12, 36, plus, ALONE, "joins them: they go together"),
-            (242, 36, maker, FIXED, "cannot be cut"),
+            (12, 12, maker, ALONE, "makes channels"), (150, 12, reader, ALONE, "reads them"),
+            (258, 12, carrier, ALONE, "hands them on"), (12, 36, plus, ALONE, "joins them: they go together"),
+            (258, 36, maker, FIXED, "cannot be cut"),
         ):  # fmt: skip
             yield f'{draw(x, y, color)}<text x="{x + 10}" y="{y + 4}" fill="{FAINT}">{text}</text>'
         yield f'<g fill="{FAINT}" font-weight="600">'
@@ -107,13 +107,12 @@ class _Drawing:
         i = self.row[line.name]
         known = _common(self.outline.lines[i - 1].name if i else "", line.name)
         shade = f' fill="{FAINT}"' if line.name in self.fixed else ""
-        fitted = says if len(says) <= LONGEST else says[: LONGEST - 1] + "…"
         return (
             f'<text x="{self.name:.0f}" y="{y:.0f}" class="mono">'
             f'<tspan fill="#8793a0">{escape(line.name[:known])}</tspan>{escape(line.name[known:])}</text>'
             f'<text x="{self.kind:.0f}" y="{y:.0f}" fill="{FAINT}">{escape(line.kind)}</text>'
             f'<text x="{self.width:.0f}" y="{y:.0f}" text-anchor="end">{line.width}</text>'
-            f'<text x="{self.text:.0f}" y="{y:.0f}"{shade}><title>{escape(says)}</title>{escape(fitted)}</text>'
+            f'<text x="{self.text:.0f}" y="{y:.0f}"{shade}><title>{escape(says)}</title>{escape(_fitted(says))}</text>'
         )
 
     def _group(self, group: Tied) -> str:
@@ -142,6 +141,14 @@ def _tooltip(group: Tied) -> str:
     ) if names]  # fmt: skip
     lines += [group.verdict] if group.verdict and not group.reason else []
     return "\n".join(lines)
+
+
+def _fitted(says: str) -> str:
+    """As many whole phrases as there is room for."""
+    if len(says) <= LONGEST:
+        return says
+    end = max(says.rfind(mark, 0, LONGEST) for mark in (": ", "; ", ", "))
+    return says[: end if end > 0 else LONGEST - 1] + "…"
 
 
 def _common(before: str, name: str) -> int:
