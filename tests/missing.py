@@ -105,6 +105,12 @@ def _convolution(
     return result if bias is None else result + bias.view(-1, *[1] * (x.ndim - 2))
 
 
+def _bilinear(func: Any, a: Tensor, weight: Tensor, b: Tensor, *axes: Any) -> Tensor:
+    """The product of three of which bilinear layers are made; weights are [outputs, inputs, inputs]."""
+    result = func(a.nan_to_num(), weight.nan_to_num(), b.nan_to_num(), *axes)
+    return result.masked_fill(weight.isnan().flatten(1).all(1), NAN)
+
+
 _PRODUCTS: dict[str, Callable[..., Tensor]] = {
     "mm": _product,
     "bmm": _product,
@@ -115,6 +121,7 @@ _PRODUCTS: dict[str, Callable[..., Tensor]] = {
     "addmv": _biased(torch.mv),
     "linear": _linear,
     "convolution": _convolution,
+    "_trilinear": _bilinear,
 }
 
 
@@ -227,6 +234,18 @@ def _vector_norm(
     return func(x.nan_to_num(), order, axes, keepdim, **options).masked_fill(_all(x, axes, keepdim), NAN)
 
 
+def _pad(mixing: set[str], func: Any, x: Tensor, pad: list[int], value: float = 0) -> Tensor:
+    """Around a channel that is missing everything is missing; what is added beside channels is there."""
+    for n in range(0, len(pad), 2):
+        gone = _all(x, [x.ndim - 1 - n // 2])
+        x = func(x, [0] * n + pad[n : n + 2], value).masked_fill(gone, NAN)
+    return x
+
+
+def _masked_fill(mixing: set[str], func: Any, x: Tensor, mask: Tensor, value: Any) -> Tensor:
+    return func(x, mask, value).masked_fill(x.isnan(), NAN)
+
+
 _OVER_AXES: dict[str, Callable[..., Any]] = {
     "sum": _sum,
     "mean": _mean,
@@ -244,4 +263,6 @@ _OVER_AXES: dict[str, Callable[..., Any]] = {
     "_fused_rms_norm": _rms_norm,
     "_weight_norm_interface": _weight_norm,
     "linalg_vector_norm": _vector_norm,
+    "constant_pad_nd": _pad,
+    "masked_fill": _masked_fill,
 }

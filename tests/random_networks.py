@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import random_attention
 import random_blocks
+import random_joins
+import random_kernels
+import random_moves
 import random_pieces
 import torch
 from random_pieces import Live, Pick, Piece
@@ -19,7 +23,7 @@ INPUTS = {
 }  # fmt: skip
 PIECES: dict[str, type[Piece]] = {
     name: piece
-    for module in (random_pieces, random_blocks)
+    for module in (random_pieces, random_kernels, random_moves, random_blocks, random_attention, random_joins)
     for name, piece in vars(module).items()
     if isinstance(piece, type)
     and issubclass(piece, Piece)
@@ -56,6 +60,7 @@ class Program:
     steps: tuple[Step, ...]
     heads: tuple[int, ...]
     output: str = "sum"  # "sum", "dict", "tuple", or "auxiliary": the first head is there in train mode only
+    named: bool = False  # are its inputs one dictionary?
 
     @property
     def pieces(self) -> list[str]:
@@ -65,17 +70,20 @@ class Program:
     @property
     def silent(self) -> bool:
         """Does a unit of zeros stay one of zeros?"""
-        return all(PIECES[step.piece].silent for step in self.steps if step.piece != "Again")
+        makers = [step for step in self.steps if step.piece != "Again"]
+        return all(PIECES[s.piece].silent and s.options.get("which") != "over channels" for s in makers)
 
     @property
     def counts(self) -> bool:
         """Does it compute with numbers of channels, as attention does that divides by the root of a head's width?"""
-        attention = [step.options for step in self.steps if step.piece == "Attention"]
-        return any(
-            o["which"] in ("torch", "encoder")
-            or (o["which"] in ("fused", "sizes in attributes") and o["scale"] is None)
-            for o in attention
-        )
+        return any(_counts(step.piece, step.options) for step in self.steps)
+
+
+def _counts(piece: str, options: dict[str, Any]) -> bool:
+    if piece == "Move":
+        return options["which"] in random_moves.COUNTING
+    which = options["which"] if piece == "Attention" else ""
+    return which in ("torch", "encoder") or (which in ("fused", "sizes in attributes") and options["scale"] is None)
 
 
 class Head(nn.Module):
@@ -104,8 +112,8 @@ class Network(nn.Module):
             live.append(result)
         self.heads = nn.ModuleList(Head(live[i]) for i in program.heads)
 
-    def forward(self, *inputs: Tensor) -> Any:
-        live = list(inputs)
+    def forward(self, *inputs: Any) -> Any:
+        live = [inputs[0][name] for name in sorted(inputs[0])] if self.program.named else list(inputs)
         for step, module in zip(self.program.steps, self.steps, strict=True):
             live.append(module(*(live[i] for i in step.sources)))
         last = len(self.heads) - 1
@@ -153,7 +161,7 @@ def draw(pick: Pick, inputs: tuple[str, ...], most: int = 10) -> Program:
     heads = tuple(loose) if pick([True, False]) else (usable[-1],)
     if pick([False, False, True]):
         heads = (pick(usable), *heads)
-    return Program(inputs, tuple(steps), heads, pick(["sum", "dict", "tuple", "auxiliary"]))
+    return Program(inputs, tuple(steps), heads, pick(["sum", "dict", "tuple", "auxiliary"]), pick([False, False, True]))
 
 
 def _draw_step(pick: Pick, live: list[Live], steps: list[Step]) -> Step | None:
@@ -172,12 +180,13 @@ def _draw_step(pick: Pick, live: list[Live], steps: list[Step]) -> Step | None:
     return None if options is None else Step(name, sources, options)
 
 
-def inputs_of(program: Program, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+def inputs_of(program: Program, batch: int, seed: int = 0) -> tuple[Any, ...]:
     """Inputs for a program, float64 where they are not words."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(
+    inputs = tuple(
         torch.randint(10, (batch, *INPUTS[kind]), generator=generator)
         if kind == "words"
         else torch.randn(batch, *INPUTS[kind], generator=generator, dtype=torch.float64)
         for kind in program.inputs
     )
+    return ({f"input {n}": x for n, x in enumerate(inputs)},) if program.named else inputs

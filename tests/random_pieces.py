@@ -65,7 +65,7 @@ def divisors(n: int, least: int = 1) -> list[int]:
     return [d for d in range(least, n + 1) if n % d == 0]
 
 
-def _like(kind: str, image_class: str) -> Any:
+def like(kind: str, image_class: str) -> Any:
     """`Conv` -> nn.Conv2d for images, ..."""
     return getattr(nn, f"{image_class}{POSITIONS[kind]}d")
 
@@ -85,75 +85,18 @@ class Conv(Piece):
             "stride": pick([1, 1, 2]) if x[0].side >= 4 else 1,
             "dilation": pick([1, 1, 2]),
             "bias": pick([True, False]),
+            "padding": pick(["zeros", "zeros", "zeros", "reflect", "replicate", "circular"])
+            if x[0].side >= 3
+            else "zeros",
         }
 
-    def __init__(self, x: Live, width: int, groups: int, size: int, stride: int, dilation: int, bias: bool) -> None:
+    def __init__(
+        self, x: Live, width: int, groups: int, size: int, stride: int, dilation: int, bias: bool, padding: str
+    ) -> None:
         super().__init__()
-        self.conv = _like(x.kind, "Conv")(
-            x.channels, width, size, stride, dilation * (size // 2), dilation=dilation, groups=groups, bias=bias
+        self.conv = like(x.kind, "Conv")(
+            x.channels, width, size, stride, dilation * (size // 2), dilation, groups, bias, padding
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class Transposed(Piece):
-    """Transposed convolutions, grouped or not, of stride 1 or 2."""
-
-    takes = GRIDS
-
-    @classmethod
-    def options(cls, pick: Pick, *x: Live) -> dict[str, Any]:
-        groups = pick([1, *divisors(x[0].channels)])
-        return {
-            "width": groups * pick(range(1 if groups > 1 else 2, max(3, WIDEST // groups + 1))),
-            "groups": groups,
-            "stride": pick([1, 2]) if x[0].side <= 4 else 1,
-            "bias": pick([True, False]),
-        }
-
-    def __init__(self, x: Live, width: int, groups: int, stride: int, bias: bool) -> None:
-        super().__init__()
-        kernel = {1: 3, 2: 2}[stride]
-        self.conv = _like(x.kind, "ConvTranspose")(
-            x.channels, width, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups, bias=bias
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class Depthwise(Piece):
-    """One or several filters a channel, and the 1 x 1 convolution that usually follows."""
-
-    takes = GRIDS
-
-    @classmethod
-    def options(cls, pick: Pick, *x: Live) -> dict[str, Any]:
-        return {"times": pick(range(1, max(2, WIDEST // x[0].channels + 1))), "then": pick([None, 4, 6])}
-
-    def __init__(self, x: Live, times: int, then: int | None) -> None:
-        super().__init__()
-        wide = x.channels * times
-        self.depthwise = _like(x.kind, "Conv")(x.channels, wide, 3, padding=1, groups=x.channels)
-        self.pointwise = _like(x.kind, "Conv")(wide, then, 1) if then else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(x))
-
-
-class NormedConv(Piece):
-    """A weight-normed convolution."""
-
-    takes = GRIDS
-
-    @classmethod
-    def options(cls, pick: Pick, *x: Live) -> dict[str, Any]:
-        return {"width": pick(range(2, 9))}
-
-    def __init__(self, x: Live, width: int) -> None:
-        super().__init__()
-        self.conv = nn.utils.parametrizations.weight_norm(_like(x.kind, "Conv")(x.channels, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -180,32 +123,14 @@ class Linear(Piece):
         return y if self.fc.bias is None else y + self.fc.bias
 
 
-class TokenMixing(Piece):
-    """A small perceptron along the tokens, as in a mixer."""
-
-    takes = ("tokens",)
-    silent = False
-
-    @classmethod
-    def options(cls, pick: Pick, *x: Live) -> dict[str, Any]:
-        return {"width": pick(range(2, 9)), "added": pick([True, False])}
-
-    def __init__(self, x: Live, width: int, added: bool) -> None:
-        super().__init__()
-        self.up, self.down, self.added = nn.Linear(x.shape[1], width), nn.Linear(width, x.shape[1]), added
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.down(F.gelu(self.up(x.transpose(1, 2)))).transpose(1, 2)
-        return x + y if self.added else y
-
-
 class Norm(Piece):
-    """Batch, group, instance, layer and RMS norm."""
+    """Batch, group, instance, layer and RMS norm, PyTorch's and written by hand."""
 
     @classmethod
     def options(cls, pick: Pick, *x: Live) -> dict[str, Any]:
-        known = {"tokens": ["layer", "rms"], "vector": ["batch", "layer", "rms"]}
-        which = pick(known.get(x[0].kind, ["batch", "batch", "batch", "group", "instance", "layer"]))
+        known = {"tokens": ["layer", "rms", "rms by hand"], "vector": ["batch", "layer", "rms"]}
+        grids = ["batch", "batch", "batch", "batch of now", "group", "instance", "layer", "response"]
+        which = pick(known.get(x[0].kind, grids))
         if which == "instance" and math.prod(x[0].shape[2:]) == 1:
             which = "batch"
         groups = pick(divisors(x[0].channels)) if which == "group" else 1
@@ -216,11 +141,17 @@ class Norm(Piece):
         last = x.kind in GRIDS and which == "layer"
         self.order = [0, *range(2, len(x.shape)), 1] if last else None
         match which:
+            case "response":
+                self.norm = Response(x)
+            case "rms by hand":
+                self.norm = RootMeanSquare(x)
+            case "batch of now":
+                self.norm = like(x.kind, "BatchNorm")(x.channels, affine=affine, track_running_stats=False)
             case "batch":
                 kind = "signal" if x.kind == "vector" else x.kind
-                self.norm = _like(kind, "BatchNorm")(x.channels, affine=affine)
+                self.norm = like(kind, "BatchNorm")(x.channels, affine=affine)
             case "instance":
-                self.norm = _like(x.kind, "InstanceNorm")(x.channels, affine=affine, track_running_stats=not affine)
+                self.norm = like(x.kind, "InstanceNorm")(x.channels, affine=affine, track_running_stats=not affine)
             case "group":
                 self.norm = nn.GroupNorm(groups, x.channels, affine=affine)
             case "layer":
@@ -232,6 +163,29 @@ class Norm(Piece):
         if self.order is None:
             return self.norm(x)
         return self.norm(x.permute(self.order)).permute(0, -1, *range(1, x.ndim - 1))
+
+
+class RootMeanSquare(nn.Module):
+    """RMS norm of the last axis, written by hand."""
+
+    def __init__(self, x: Live) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(x.channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3) * self.gamma
+
+
+class Response(nn.Module):
+    """Global response norm: each channel by its share of the mean of all."""
+
+    def __init__(self, x: Live) -> None:
+        super().__init__()
+        self.gamma, self.beta = (nn.Parameter(torch.zeros(x.channels).view(x.along_channels())) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(2, [*range(2, x.ndim)], keepdim=True)
+        return x + self.gamma * x * (size / (size.mean(1, keepdim=True) + 1e-3)) + self.beta
 
 
 class PositionNorm(Piece):
@@ -345,74 +299,3 @@ class Pool(Piece):
             case "zeros":
                 return F.pad(x, [1, 0] * n)
         return F.pad(x, [1, 1] * n, mode=self.which)
-
-
-# kinds, what must divide the channels, what to do; channels are on axis 1 of grids
-MOVES: dict[str, tuple[tuple[str, ...], int, Callable[[Tensor], Tensor]]] = {
-    "flip": (GRIDS, 1, lambda x: x.flip(1)),
-    "mirror": (GRIDS, 1, lambda x: x.flip(-1)),
-    "roll positions": (GRIDS, 1, lambda x: x.roll(1, -1)),
-    "roll channels": (GRIDS, 2, lambda x: x.roll(1, 1)),
-    "slice": (GRIDS, 2, lambda x: x[:, 1:]),
-    "crop": (GRIDS, 1, lambda x: x[..., 1:]),
-    "pad channels": (GRIDS, 1, lambda x: F.pad(x, [0, 0] * (x.ndim - 2) + [1, 2])),
-    "repeat": (GRIDS, 1, lambda x: x.repeat(1, 2, *[1] * (x.ndim - 2))),
-    "repeat interleaved": (GRIDS, 1, lambda x: x.repeat_interleave(2, 1)),
-    "split in equal parts": (GRIDS, 2, lambda x: torch.cat(x.split(x.shape[1] // 2, 1)[::-1], 1)),
-    "split in unequal parts": (GRIDS, 3, lambda x: torch.cat(x.split([1, x.shape[1] - 1], 1)[::-1], 1)),
-    "halves by slices": (GRIDS, 2, lambda x: x[:, : x.shape[1] // 2] * x[:, x.shape[1] // 2 :].sigmoid()),
-    "tensor_split": (GRIDS, 2, lambda x: torch.cat(x.tensor_split(2, 1)[::-1], 1)),
-    "every other": (GRIDS, 2, lambda x: x[:, ::2] + x[:, 1::2]),
-    "chunk gate": (GRIDS, 2, lambda x: (lambda a, b: a * torch.sigmoid(b))(*x.chunk(2, 1))),
-    "glu": (GRIDS, 2, lambda x: F.glu(x, 1)),
-    "shuffle 2": (GRIDS, 2, lambda x: x.unflatten(1, (2, x.shape[1] // 2)).transpose(1, 2).flatten(1, 2)),
-    "shuffle 3": (GRIDS, 3, lambda x: x.unflatten(1, (3, -1)).transpose(1, 2).reshape(x.shape)),
-    "max of two": (GRIDS, 2, lambda x: x.unflatten(1, (-1, 2)).amax(2)),
-    "norm": (GRIDS, 1, lambda x: x / (x.square().mean((0, *range(2, x.ndim)), keepdim=True) + 1).sqrt()),
-    "standardised": (GRIDS, 1, lambda x: x / (x.std((0, *range(2, x.ndim)), keepdim=True) + 1)),
-    "soft-max of positions": (GRIDS, 1, lambda x: x * x.flatten(2).softmax(2).view_as(x)),
-    "soft-max of channels": (GRIDS, 1, lambda x: x * x.softmax(1)),
-    "mean subtracted": (GRIDS, 1, lambda x: x - x.mean((2,), keepdim=True)),
-    "mean of channels": (GRIDS, 1, lambda x: x * x.mean(1, keepdim=True).sigmoid()),
-    "channels last": (GRIDS, 1, lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1)),
-    "pixel shuffle": (("image",), 4, lambda x: F.pixel_shuffle(x, 2)),
-    "swap sides": (("image",), 1, lambda x: x.transpose(2, 3)),
-    "indexed": (GRIDS, 3, lambda x: x[:, torch.tensor([2, 0, 1], device=x.device)]),
-    "written": (GRIDS, 1, lambda x: torch.zeros_like(x).copy_(x)),
-    "masked": (GRIDS, 1, lambda x: torch.where(x > 0, x, x * 0.5)),
-    "clamped by its mean": (GRIDS, 1, lambda x: torch.minimum(x, x.mean((2,), keepdim=True))),
-    "split heads": (("tokens", "vector"), 4, lambda x: x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)),
-    "last flipped": (("tokens", "vector"), 1, lambda x: x.flip(-1)),
-    "last chunk gate": (("tokens", "vector"), 2, lambda x: (lambda a, b: F.silu(a) * b)(*x.chunk(2, -1))),
-    "last glu": (("tokens", "vector"), 2, F.glu),
-    "last slice": (("tokens", "vector"), 2, lambda x: x[..., :-1]),
-    "last rotated": (("tokens",), 2, lambda x: x + (lambda a, b: torch.cat([-b, a], -1))(*x.chunk(2, -1))),
-    "rolled tokens": (("tokens",), 1, lambda x: x.roll(1, 1)),
-    "tokens flipped": (("tokens",), 1, lambda x: x.flip(1)),
-    "one token dropped": (("tokens",), 1, lambda x: x[:, :-1] if x.shape[1] > 2 else x),
-    "doubled": (("tokens", "vector"), 1, lambda x: torch.cat([x, x], -1)),
-    "stacked": (("tokens", "vector"), 1, lambda x: torch.stack([x, x.neg()], -1).flatten(-2)),
-    "cumulative": (("tokens",), 1, lambda x: x.cumsum(1)),
-    "channels sorted": (("tokens", "vector"), 1, lambda x: x.sort(-1).values),
-}
-
-
-class Move(Piece):
-    """Data movements and small functions of one tensor, named in `MOVES`."""
-
-    @classmethod
-    def options(cls, pick: Pick, *x: Live) -> dict[str, Any] | None:
-        fitting = [name for name, (kinds, by, _) in MOVES.items() if x[0].kind in kinds and x[0].channels % by == 0]
-        if x[0].channels > WIDEST // 2:
-            fitting = [name for name in fitting if "repeat" not in name and name not in ("doubled", "stacked")]
-        if x[0].side < 3:
-            fitting.remove("crop") if "crop" in fitting else None
-        fitting = [name for name in fitting if name != "indexed" or x[0].channels == 3]
-        return {"which": pick(fitting)}
-
-    def __init__(self, x: Live, which: str) -> None:
-        super().__init__()
-        self.which = which
-
-    def forward(self, x: Tensor) -> Tensor:
-        return MOVES[self.which][2](x)

@@ -168,6 +168,35 @@ def test_computing_with_a_number_of_channels_changes_the_function() -> None:
     assert "power" in (trace(network, IMAGE).group_of("a").changes_function or "")
 
 
+@pytest.mark.parametrize(
+    "run",
+    [lambda y: y / y.shape[1], lambda y: y * torch.tensor(y.shape[1]), lambda y: y - y.shape[1],
+     lambda y: 1 / (y.square() + y.shape[1]), lambda y: y.clamp(max=y.shape[1])],
+    ids=["divided", "a tensor", "subtracted", "added", "clamped"],
+)  # fmt: skip
+def test_tensors_that_meet_a_number_of_channels_change_the_function(run: Callable[[Tensor], Tensor]) -> None:
+    network = Net(lambda n, x: n.fc(run(n.a(x).mean((2, 3)))), a=nn.Conv2d(3, 8, 3), fc=nn.Linear(8, 4))
+    assert "number of channels" in (trace(network, IMAGE).group_of("a").changes_function or "")
+
+
+def test_halves_of_two_do_not_follow_a_number_in_the_code() -> None:
+    """The half that is left has no neighbour to be told from, yet it takes the other's shape."""
+
+    def halves(n: Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        return n.b(y.unflatten(1, (2, -1)).flip(1).flatten(1)) + n.c(y.unflatten(1, (-1, 4)).mean(2))
+
+    network = Net(halves, a=nn.Linear(6, 8), b=nn.Linear(8, 3), c=nn.Linear(2, 3))
+    assert "written in the code" in trace(network, torch.ones(2, 6)).frozen["a"]
+
+
+def test_a_layer_of_a_single_channel_is_named() -> None:
+    network = Net(lambda n, x: x * n.gate(n.a(x)), a=nn.Conv2d(3, 8, 1), gate=nn.Conv2d(8, 1, 1))
+    structure = trace(network, IMAGE)
+    assert structure.frozen["gate"] == "its output is a single channel"
+    assert structure.group_of("a").units == 8
+
+
 def test_shuffled_channels_need_no_ties_to_their_own_number() -> None:
     def shuffle(n: Net, x: Tensor) -> Tensor:
         batch, channels, *image = (y := n.a(x)).shape

@@ -20,6 +20,11 @@ _SHAPED = {"view", "reshape", "expand", "broadcast_to", "unflatten", "layer_norm
 _CREATED = {"zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full"}
 _CONVOLUTIONS = {f"conv{'_transpose' * t}{d}d" for t in (0, 1) for d in (1, 2, 3)}
 _PLACES = {"split", "split_with_sizes", "__getitem__", "narrow"}
+_ARITHMETIC = {
+    "add", "add_", "sub", "sub_", "__rsub__", "mul", "mul_", "div", "div_", "__rdiv__", "true_divide", "pow", "pow_",
+    "__rpow__", "float_power", "floor_divide", "__floordiv__", "remainder", "clamp", "clamp_", "where", "masked_fill",
+    "masked_fill_", "fill_", "full_like", "addcmul", "addcdiv", "tensor", "scalar_tensor", "new_tensor",
+}  # fmt: skip
 _HANDLED = _SHAPED | _CREATED | _CONVOLUTIONS | _PLACES | {"__get__", "size", "numel"}
 
 
@@ -40,9 +45,12 @@ class SizeMode(TorchFunctionMode):
         if name == "multi_head_attention_forward":
             with self:
                 return _attention()(*args, **kwargs)
+        values = [*args, *kwargs.values()]
+        if name in _ARITHMETIC:
+            for number in (n for n in values if isinstance(n, Size)):
+                number.change(f"{name} with the number of channels in {self._layer() or 'the network itself'}")
         if name not in _HANDLED:
             return func(*args, **kwargs)
-        values = [*args, *kwargs.values()]
         if name in _PLACES:
             self.ledger.follows = all(isinstance(n, Size) for n in _numbers(values[1:2] if "split" in name else values))
         out = func(*args, **kwargs)

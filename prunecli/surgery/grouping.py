@@ -37,7 +37,7 @@ def structure_of(network: nn.Module, ledger: Ledger, parts: Components) -> Struc
     }
     return Structure(
         groups=groups,
-        frozen=frozen | never_called(network, ledger),
+        frozen=frozen | _single(ledger) | never_called(network, ledger),
         order=list(dict.fromkeys(layer_of(tensor) for tensor, _ in outputs)),
         dense={name: tuple(t.shape) for name, t in own_tensors(network).items()},
         unsaved=frozenset(own_tensors(network).keys() - network.state_dict().keys()),
@@ -46,6 +46,13 @@ def structure_of(network: nn.Module, ledger: Ledger, parts: Components) -> Struc
         ledger=ledger,
         parts=parts,
     )
+
+
+def _single(ledger: Ledger) -> dict[str, str]:
+    """Layers whose weights consume channels and make but one."""
+    makers = {tensor for (tensor, _), role in ledger.roles.items() if role == "out"}
+    single = (tensor for (tensor, _), role in ledger.roles.items() if role == "in" and tensor not in makers)
+    return dict.fromkeys(map(layer_of, single), "its output is a single channel")
 
 
 def _aliases(network: nn.Module) -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 FIXED = 0
 Axis = tuple[str, int]  # name of a parameter or buffer, axis
 Side = tuple[Tensor, int]  # a layer, and the axis along which it is counted
+Reshapes = dict[tuple[int, int], tuple[tuple[Tensor, ...], tuple[int, ...]]]  # place -> layers and shape there
 
 
 class Ledger:
@@ -33,7 +34,8 @@ class Ledger:
         self.called: set[str] = set()
         self.answers: list[object] = []  # values that the network asked for, in order
         self.rectangles: list[tuple[Tensor, str]] = []
-        self.reshapes: dict[tuple[int, int], tuple[tuple[Tensor, ...], tuple[int, ...]]] = {}
+        self.reshapes: Reshapes = {}
+        self.expected: Reshapes = {}  # those of the whole network, in a run of a cut one
         self.place = 0, 0  # of the running operation: how many ran before, and its parts that did
         self.whole_groups: dict[str, bool] = {}  # layer -> does its grouped convolution lose whole groups?
         self._starts: list[int] = []

@@ -13,6 +13,7 @@ from prunecli.surgery.call import Call, Labels, labels_of, set_labels
 from prunecli.surgery.compute import elementwise
 from prunecli.surgery.layers import Layers, along
 from prunecli.surgery.ledger import Ledger
+from prunecli.surgery.movement import view
 from prunecli.surgery.quick import quick
 from prunecli.surgery.rules import RULES, Rule
 from prunecli.surgery.twin import META, own_tensors
@@ -81,7 +82,10 @@ class LabelMode(TorchDispatchMode):
         if len({x.device for x in tensors if x.ndim}) > 1:  # constants that the code makes without naming a device
             args, kwargs = tree_map_only(Tensor, lambda x: x if x.is_meta else x.to(META), (args, kwargs))
         if not any(labels_of(x).layers for x in tensors):
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if RULES.get(op) is view and self.ledger.place in self.ledger.expected:  # in a trial, of a lone unit
+                self.ledger.reshape((), (), tuple(out.shape), f"{op} in {self.layer or 'the network itself'}")
+            return out
         self._op, self._reaching = op, tensors
         rule = RULES.get(op, elementwise if torch.Tag.pointwise in func.tags else None)
         if rule is None:

@@ -27,6 +27,7 @@ class Trial(Ledger):
         self.broken: list[tuple[Tensor, str]] = []
         self.whole_groups = dict(structure.whole_groups)
         self.answers = list(structure.ledger.answers)
+        self.expected = structure.ledger.reshapes
         self.keep = structure.keep_masks(plan)
         self.counted = structure.size_masks(plan)
         self._parts = structure.parts
@@ -70,7 +71,7 @@ class Trial(Ledger):
 
     def reshape(self, split: Sequence[Tensor], layers: Sequence[Tensor], shape: Sequence[int], why: str) -> None:
         """Whatever shape a tensor takes, a cut shortens only axes that units run along."""
-        before, size = self._whole.reshapes.get(self.place, (layers, shape))
+        before, size = self.expected.get(self.place, (layers, shape))
         for d in (d for d in range(len(size)) if shape[d : d + 1] != size[d : d + 1]):
             units = [self._parts.unit[nodes] for nodes in before]
             if all(bool((unit == unit.narrow(d, 0, 1)).all()) for unit in units):
