@@ -140,12 +140,10 @@ def _members(row: Row) -> list[str]:
 
 def _folded(folded: Folded) -> str:
     if not folded.constant:
-        return f"nothing to fold: none of {folded.removed:,} removed units was constant"
-    text = (
-        f"{folded.folded:,} of {folded.removed:,} removed units were constant and went into the layers that read them"
-    )
+        return f"nothing to fold: none of {folded.removed:,} removed units added a constant to what reads it"
+    text = f"{folded.folded:,} of {folded.removed:,} removed units added a constant, which went into what reads them"
     left = folded.constant - folded.folded
-    return text + (f"; {left:,} more were constant and could not" if left else "")
+    return text + (f"; so did {left:,} more, where it could not" if left else "")
 
 
 def _values(score: Score) -> str:

@@ -12,7 +12,7 @@ from prunecli.allocate.patterns import matching, require_matches, share_of
 from prunecli.allocate.widths import normalised
 from prunecli.criteria import Criterion, Scorer, aligned
 from prunecli.errors import TargetError, UsageError
-from prunecli.methods.outcome import left_alone, listed
+from prunecli.methods.outcome import by_reason, left_alone, listed
 from prunecli.surgery import Group, Structure
 from prunecli.surgery.structure import layer_of
 
@@ -99,8 +99,10 @@ def choose(structure: Structure, wanted: Wanted, *, first: bool = True) -> Choic
     choice.unpruned.update({la: why[la] for la in wanted.in_scope(layers) if la in why and la not in cut})
     if not choice.groups and first:
         possible = [group.key for group in structure.groups if group.prunable]
+        notes = left_alone(choice.unpruned, wanted.named(layers))
+        notes += [f"{listed(names)} ({reason})" for reason, names in by_reason(choice.unpruned).items()]
         raise TargetError(
-            "nothing to prune" + "".join(f": {note}" for note in left_alone(choice.unpruned, wanted.named(layers))[:1]),
+            ": ".join(["nothing to prune", *notes[:1]]),
             f"prunable are {listed(possible)}" if possible else "mask weights instead: --method magnitude",
         )
     return choice

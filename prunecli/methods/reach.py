@@ -88,8 +88,7 @@ def _within(target: Target, found: Candidates, how: Units, structure: Structure,
         least = measure.totals(cost, structure.shapes(found.plan(widths.after(path, found.scores))), {})
         asked = [f"--max-macs {target.macs:,.0f}"] if target.macs is not None else []
         asked += [f"--max-params {target.params:,.0f}"] if target.params is not None else []
-        limits = ["lower --round-to"] * (how.round_to > 1) + ["raise --max-layer-sparsity"] * (how.limit is not None)
-        hint = "raise the budget, or " + (" or ".join(limits) or "prune more layers")
+        hint = "raise the budget, or " + (how.looser or "prune more layers")
         if target.macs is not None and cost.other_macs:
             hint += f"; {cost.other_macs:,} MACs of products of activations count as they are"
         raise TargetError(

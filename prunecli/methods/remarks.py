@@ -22,7 +22,7 @@ def left_whole(
         if key not in found.choices:
             reasons[key] = "no batch norm behind it"
         elif len(found.choices[key]) == 1 and group.units > 1:
-            reasons[key] = f"{_limits(how)} leaves it no width below its {group.units} units"
+            reasons[key] = f"{how.limits} leaves it no width below its {group.units} units"
         elif allocation.widths[key] == group.units and share_of(group.layers, target.ratios) != 0.0:
             reasons[key] = f"the target leaves it all its {group.units} units"
     return reasons
@@ -37,7 +37,7 @@ def remarks(found: Candidates, allocation: Allocation, how: Units) -> list[str]:
         elif len(found.choices[key]) > 1:
             held.append(f"{key} ({least} of {found.sizes[key]} units)")
     if held:
-        notes.append(f"held at the least that {_limits(how)} allows: {listed(held)}")
+        notes.append(f"held at the least that {how.limits} allows: {listed(held)}")
     for key, group in found.groups.items():
         if group.changes_function and allocation.widths.get(key, group.units) < group.units:
             notes.append(f"{key}: the cut changes the function, {group.changes_function}")
@@ -51,13 +51,7 @@ def shortfall(found: Candidates, allocation: Allocation, how: Units) -> str | No
     if gone >= allocation.asked:
         return None
     asked = f"{allocation.asked:,} were asked for ({allocation.asked / whole:.1%})"
-    return f"{gone:,} of {whole:,} units go ({gone / whole:.1%}), {asked}: {_limits(how)} keeps the others"
-
-
-def _limits(how: Units) -> str:
-    limits = [f"--round-to {how.round_to}"] * (how.round_to > 1)
-    limits += [] if how.limit is None else [f"--max-layer-sparsity {how.limit:g}"]
-    return " with ".join(limits)
+    return f"{gone:,} of {whole:,} units go ({gone / whole:.1%}), {asked}: {how.limits} keeps the others"
 
 
 def caveats(folded: Folded) -> list[str]:

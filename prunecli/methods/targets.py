@@ -23,6 +23,11 @@ class Target:
         """Does it say what may be left, rather than what is to go?"""
         return self.macs is not None or self.params is not None
 
+    @property
+    def is_share(self) -> bool:
+        """Does it say that something is to go?"""
+        return max(self.share or 0.0, *self.ratios.values(), 0.0) > 0
+
 
 @dataclass(frozen=True)
 class Units:
@@ -42,6 +47,18 @@ class Units:
     heads: bool = False
     fold: bool = False
     seed: int = 0
+
+    @property
+    def limits(self) -> str:
+        """What keeps layers from some widths, in words; empty where nothing does."""
+        limits = [f"--round-to {self.round_to}"] * (self.round_to > 1)
+        return " with ".join([*limits, *([] if self.limit is None else [f"--max-layer-sparsity {self.limit:g}"])])
+
+    @property
+    def looser(self) -> str:
+        """How to allow more widths, in words; empty where nothing is forbidden."""
+        ways = ["lower --round-to"] * (self.round_to > 1) + ["raise --max-layer-sparsity"] * (self.limit is not None)
+        return " or ".join(ways)
 
 
 def in_rounds(target: Target, rounds: int, schedule: RoundSchedule, macs: float, params: float) -> list[Target]:

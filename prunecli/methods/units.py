@@ -49,6 +49,8 @@ def prune(
     chosen = choose(structure, wanted, first=whole is None)
     spent = [key for key in whole or {} if key not in structure.by_key or not structure.by_key[key].units]
     found = candidates(chosen.groups, _scores(network, chosen.groups, how) | dict.fromkeys(spent, LAST), how, whole)
+    if whole is None and target.is_share and all(len(choices) == 1 for choices in found.choices.values()):
+        raise TargetError(f"nothing to prune: {how.limits} leaves no layer a width below its own", how.looser)
     allocation = reach(target, found, how, structure, checkpoint.sidecar.cost)
     plan = found.plan(allocation.widths)
     surgery.verify(network, structure, plan, example)
@@ -64,8 +66,8 @@ def prune(
             f"--max-macs counted {before:,} MACs of products of activations, of which the cut left {left:,}: a larger "
             "network would fit"
         )
-    short = shortfall(found, allocation, how)
-    return Outcome(cut, rows, notes, unpruned, wanted.named(structure.order), short, folded)
+    named = wanted.named([*dict.fromkeys([*structure.order, *unpruned])])
+    return Outcome(cut, rows, notes, unpruned, named, shortfall(found, allocation, how), folded)
 
 
 def _runs(example: Tensor) -> list[tuple[Tensor]]:

@@ -25,7 +25,9 @@ from prunecli.surgery.twin import own_tensors
 
 @dataclass(frozen=True)
 class Folded:
-    """What became of `removed` units: `constant` of them were, and `folded` of those went wholly into their readers.
+    """What became of `removed` units: `constant` of them added a constant that is not zero to what reads them.
+
+    Of those `folded` went wholly into their readers.
 
     `approximate` has, by layer, the largest error of what was folded as a share of it; `refused` why a layer took none.
     """
@@ -68,11 +70,11 @@ def compensate(network: nn.Module, structure: Structure, plan: Plan, runs: Seque
         for module, training in modes.items():
             module.training = training
     refused, approximate = _fold(mode, added)
-    constant, seen, lost = (torch.zeros(removed, dtype=torch.bool) for _ in range(3))
+    active, lost = (torch.zeros(removed, dtype=torch.bool) for _ in range(2))
     for read in mode.reads:
-        seen[read.gone.units] = True
+        active[read.gone.units[read.values.flatten(1).any(1)]] = True
         lost[read.gone.units[~read.same]] = True
-    constant = seen & ~lost
+    constant = active & ~lost
     for read in mode.reads:
         if layer_of(read.tensor) in refused:
             lost[read.gone.units] = True
