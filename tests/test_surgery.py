@@ -139,6 +139,28 @@ def test_training_goes_on_as_in_the_masked_network(network: Small, kind: str) ->
     assert {*before} - moved <= {"conv1.bias"}  # which the batch norm after it cancels
 
 
+def test_rows_and_columns_of_moments_are_cut_along(network: Small) -> None:
+    optimizer = torch.optim.Adafactor(network.parameters())
+    network(X).square().sum().backward()
+    optimizer.step()
+    before = optimizer.state[network.fc1.weight]["row_var"].clone()
+    apply(network, trace(network, X), Plan({"fc1": [1, 4]}), optimizer=optimizer)
+    assert torch.equal(optimizer.state[network.fc1.weight]["row_var"], before[[1, 4]])
+    network(X).square().sum().backward()
+    optimizer.step()
+
+
+def test_a_loss_of_before_the_cut_that_is_still_held_does_not_matter(network: Small) -> None:
+    loss = network(X).square().sum()
+    loss.backward()
+    apply(network, trace(network, X), Plan({"conv1": [0, 2], "fc1": [1]}))
+    network.zero_grad()
+    network(X).square().sum().backward()
+    assert network.conv1.weight.grad is not None
+    assert network.conv1.weight.grad.shape == network.conv1.weight.shape
+    assert loss.requires_grad
+
+
 def test_gradients_and_masks_are_cut_along(network: Small) -> None:
     structure = trace(network, X)
     network(X).sum().backward()

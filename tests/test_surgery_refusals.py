@@ -78,6 +78,13 @@ def test_masks_of_other_shapes(network: Net, optimizer: torch.optim.Optimizer) -
         assert _same(before, _state(network, optimizer, masks))
 
 
+def test_masks_that_are_no_tensors(network: Net) -> None:
+    masks: dict[str, Any] = {"a.weight": network.a.weight.tolist()}
+    with pytest.raises(UsageError, match=r"mask of a\.weight is no tensor"):
+        apply(network, trace(network, IMAGE), Plan({"a": [0]}), masks=masks)
+    assert network.a.weight.shape[0] == 8
+
+
 def test_structures_and_plans_of_other_networks(network: Net, optimizer: torch.optim.Optimizer) -> None:
     wider = Net(network._run, a=conv(3, 9), b=conv(9, 6), fc=nn.Linear(6, 4))
     other = Net(lambda n, x: pooled(n, n.first(x)), first=conv(3, 8), fc=nn.Linear(8, 4))
@@ -121,3 +128,27 @@ def test_networks_that_do_not_run(name: str) -> None:
     assert _same(state, network.state_dict())
     assert [module.training for module in network.modules()] == modes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("kept", [torch.tensor([0, 2]), (0, 2), range(2), [0.0, 2.0], ["0"], [True, False], None])
+def test_plans_of_something_else_than_numbers(network: Net, kept: Any) -> None:
+    with pytest.raises(UsageError, match="'a' is no list of whole numbers"):
+        apply(network, trace(network, IMAGE), Plan({"a": kept}))
+
+
+def test_structures_of_a_part_of_the_network(network: Net) -> None:
+    larger = Net(lambda n, x: n.last(network._run(n, x)), **dict(network.named_children()), last=nn.Linear(4, 4))
+    with pytest.raises(UsageError, match=r"knows nothing of the network's last\."):
+        apply(larger, trace(network, IMAGE), Plan({"a": [0]}))
+
+
+def test_optimizers_that_cannot_be_cut(network: Net) -> None:
+    flat = torch.optim.LBFGS(network.parameters())
+    network(IMAGE).square().mean().backward()
+    flat.step(lambda: network(IMAGE).square().mean().item())
+    other = torch.optim.SGD(nn.Linear(3, 3).parameters(), lr=0.1)
+    for optimizer, words in ((flat, r"LBFGS keeps .* of a\.weight"), (other, "drives no parameter")):
+        before = _state(network, optimizer, {})
+        with pytest.raises(UsageError, match=words):
+            apply(network, trace(network, IMAGE), Plan({"a": [0]}), optimizer=optimizer)
+        assert _same(before, _state(network, optimizer, {}))

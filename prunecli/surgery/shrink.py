@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunecli.errors import UsageError
 from prunecli.sidecar import Surgery
@@ -13,7 +14,7 @@ from prunecli.surgery.attributes import Value, changed, counted, set_attributes
 from prunecli.surgery.ledger import Axis
 from prunecli.surgery.record import compose, take
 from prunecli.surgery.structure import Plan, Structure, layer_of
-from prunecli.surgery.twin import all_tensors
+from prunecli.surgery.twin import all_tensors, own_tensors
 
 
 def apply(
@@ -29,10 +30,13 @@ def apply(
 
     Parameters stay the same objects, so that an optimizer and its schedule go on driving them; their optimizer state,
     gradients and entries of `masks` (by tensor name) are cut along. Everything is checked before anything is cut.
-    Raises UsageError for a plan or structure of another network, TargetError for a plan that empties a layer.
+    Raises UsageError for a plan or structure of another network, for an optimizer of another network or with a state
+    that cannot be cut, and for masks of other shapes; TargetError for a plan that empties a layer.
     """
     keep = structure.keep_masks(plan)
-    _check(structure, all_tensors(network), masks or {})
+    _check(structure, network, masks or {})
+    if optimizer is not None:
+        _check_optimizer(optimizer, all_tensors(network))
     names = _names(structure)
     kept = {(n, axis): mask.nonzero()[:, 0] for (name, axis), mask in keep.items() for n in names[name]}
     lengths = {(n, axis): len(mask) for (name, axis), mask in keep.items() for n in names[name]}
@@ -77,24 +81,52 @@ def _names(structure: Structure) -> dict[str, list[str]]:
 
 
 def _cut(tensor: Tensor, kept: dict[int, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
-    """Cut a tensor in place, with its gradient and the optimizer's state of its shape (momentum, moments)."""
-    shape, gradient = tensor.shape, tensor.grad
+    """Cut a tensor in place, with its gradient and the optimizer's state, which has axes of its length or 1."""
+    shape, gradient, dense = tensor.shape, tensor.grad, tensor.data
     tensor.grad = None
-    tensor.data = take(tensor.data, kept)
+    if tensor.requires_grad:  # a loss that is still held keeps a node that expects gradients of the old shape; a
+        tensor.data = dense.new_empty(0, dtype=_another(dense.dtype))  # change of type makes PyTorch forget that node
+    tensor.data = take(dense, kept)
     if gradient is not None:
         tensor.grad = take(gradient, kept)
     if optimizer is not None and tensor in optimizer.state:
         state = optimizer.state[tensor]
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == shape:
-                state[key] = take(value, kept)
+            if isinstance(value, Tensor) and value.ndim == len(shape):
+                state[key] = take(value, {axis: places for axis, places in kept.items() if value.shape[axis] > 1})
 
 
-def _check(structure: Structure, tensors: dict[str, Tensor], masks: dict[str, Tensor]) -> None:
+def _another(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype != torch.float64 else torch.float32
+
+
+def _check(structure: Structure, network: nn.Module, masks: dict[str, Tensor]) -> None:
+    tensors = all_tensors(network)
     for name, shape in structure.dense.items():
         found = tuple(tensors[name].shape) if name in tensors else "missing"
         if found != shape:
             raise UsageError(f"the structure says {shape} of {name}, the network {found}", "trace this network again")
+    for name in own_tensors(network).keys() - structure.dense.keys():
+        raise UsageError(f"the structure knows nothing of the network's {name}", "trace this network again")
     for name, mask in masks.items():
-        if name not in tensors or mask.shape != tensors[name].shape:
-            raise UsageError(f"the mask of {name} is {tuple(mask.shape)}, unlike the network's tensor", "drop the mask")
+        found = tuple(mask.shape) if isinstance(mask, Tensor) else "no tensor"
+        if name not in tensors or found != tuple(tensors[name].shape):
+            raise UsageError(f"the mask of {name} is {found}, unlike the network's tensor", "drop the mask")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Does it drive parameters of this network, with a state that has their axes?"""
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    if not any(id(tensor) in names for group in optimizer.param_groups for tensor in group["params"]):
+        raise UsageError("the optimizer drives no parameter of this network", "give the one that trains it")
+    for tensor, state in optimizer.state.items():
+        for key, value in state.items():
+            wrong = [part for part in tree_leaves(value) if isinstance(part, Tensor) and part.numel() != 1]
+            if isinstance(value, Tensor) and value.ndim == tensor.ndim:
+                wrong = [] if all(n in (1, m) for n, m in zip(value.shape, tensor.shape, strict=True)) else wrong
+            if wrong:
+                name = names.get(id(tensor), "a tensor of another network")
+                raise UsageError(
+                    f"{type(optimizer).__name__} keeps {key} of {name} as {tuple(wrong[0].shape)}, which cannot be cut",
+                    "make the optimizer anew after the cut",
+                )

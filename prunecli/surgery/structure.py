@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -150,6 +151,10 @@ class Structure:
             if key not in self.by_key:
                 raise UsageError(f"the plan cuts layer {key!r}, which this network has not", nearest(key, self.by_key))
             group = self.by_key[key]
+            if not isinstance(kept, list) or any(t is bool or not issubclass(t, Integral) for t in {*map(type, kept)}):
+                raise UsageError(
+                    f"the plan for layer {key!r} is no list of whole numbers", "list the channels that stay, [0, 2, 5]"
+                )
             if not kept and group.units:
                 raise TargetError(f"the plan removes every channel of layer {key!r}", "at least one must stay")
             if kept != sorted({*kept}) or (kept and not 0 <= kept[0] <= kept[-1] < group.units):

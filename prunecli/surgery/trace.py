@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from prunecli.surgery.sizes import follow_attributes
 from prunecli.surgery.structure import Plan, Structure
 from prunecli.surgery.trial import Trial, trial_plan
 from prunecli.surgery.twin import META, inputs_on, twin_of
+from prunecli.surgery.within import tensors_in
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
 def trace(network: nn.Module, *inputs: Any, train: bool = False, heads: bool = False) -> Structure:
@@ -101,10 +104,22 @@ def _run(twin: nn.Module, inputs: tuple[Any, ...], ledger: Ledger) -> Iterable[t
         raise
     except Exception as error:  # of any kind: it is the network's own code that runs
         return [mode.failure(error)]
-    for tensor in tree_leaves(output):
+    for tensor in tensors_in(output):
         for layer in labels_of(tensor).layers:
             ledger.fix(layer, "its channels are outputs of the network")
+    for attribute, tensor in _kept(twin):
+        for layer in labels_of(tensor).layers:
+            ledger.fix(layer, f"the network keeps its channels in {attribute}")
     return []
+
+
+def _kept(twin: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a run has left in attributes of modules, for whoever reads it there; not weights made of other weights."""
+    for name, module in twin.named_modules():
+        for attribute in vars(module).keys() - _OF_EVERY_MODULE:
+            for tensor in tree_leaves(vars(module)[attribute]):
+                if not labels_of(tensor).own:
+                    yield f"{name}.{attribute}".lstrip("."), tensor
 
 
 def _fix_groups(structure: Structure, nodes: Tensor, why: str) -> None:

@@ -1,0 +1,95 @@
+"""Whatever a network returns, or leaves in its attributes, keeps its channels."""
+
+from __future__ import annotations
+
+from collections import UserDict, deque, namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from handmade import FEATURES, IMAGE, Net, conv, pooled
+from torch import Tensor, nn
+
+from prunecli.surgery import trace
+
+
+@dataclass
+class Output:
+    features: Any
+    loss: Tensor | None = None
+
+
+class Dict(dict[str, Any]):
+    pass
+
+
+class Slots:
+    __slots__ = ("features",)
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+
+
+Pair = namedtuple("Pair", "first second")
+
+
+def _in_a_ring(features: Tensor) -> Output:
+    output = Output([features])
+    output.features.append(output)
+    return output
+
+
+WRAPPED: dict[str, Callable[[Tensor], Any]] = {
+    "a tensor": lambda y: y,
+    "a dataclass": Output,
+    "a nested one": lambda y: [Output({"deeper": (1, Output(y))})],
+    "a ring": _in_a_ring,
+    "a subclass of dict": lambda y: Dict(features=y),
+    "a mapping": lambda y: UserDict(features=y),
+    "slots": Slots,
+    "a named tuple": lambda y: Pair(None, y),
+    "a set": lambda y: {y},
+    "a queue": lambda y: deque([y]),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_outputs_of_any_class_stay(name: str) -> None:
+    network = Net(lambda n, x: WRAPPED[name](n.b(n.a(x))), a=conv(3, 8), b=conv(8, 6))
+    assert trace(network, IMAGE).frozen == {"b": "its channels are outputs of the network"}
+
+
+class Keeping(nn.Module):
+    """Leaves an auxiliary output and a list of features where its users look for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.aux, self.fc = conv(3, 8), conv(8, 6), conv(8, 5), nn.Linear(6, 4)
+        self.aux_output: Tensor | None = None
+        self.features: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        self.aux_output = self.aux(y)
+        y = self.b(y)
+        self.features = [y]
+        return pooled(self, y)
+
+
+def test_what_the_network_keeps_in_attributes_stays() -> None:
+    network = Keeping()
+    structure = trace(network, IMAGE)
+    assert structure.frozen == {
+        "b": "the network keeps its channels in features",
+        "aux": "the network keeps its channels in aux_output",
+        "fc": "its channels are outputs of the network",
+    }
+    assert structure.by_key["a"].prunable
+    assert network.aux_output is None
+    assert not network.features
+
+
+def test_weights_made_of_weights_are_no_outputs() -> None:
+    network = Net(lambda n, x: n.fc(n.a(x)), a=nn.utils.spectral_norm(nn.Linear(12, 8)), fc=nn.Linear(8, 4))
+    assert trace(network, FEATURES).by_key["a"].prunable
