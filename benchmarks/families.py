@@ -1,13 +1,14 @@
-"""Small members of the families of timm: what surgery can cut of each, and whether the cut is right.
+"""What surgery can cut of whole families of networks, and whether the cut is right.
 
-    python benchmarks/families.py [--onnx] [--memory GB] [--seconds N] [FAMILY | NAME ...]
+    python benchmarks/families.py [--torchvision] [--onnx] [--memory GB] [--seconds N] [FAMILY | NAME ...]
 
-Each network has random weights and runs in a process of its own. A random half of the units of every prunable group
-goes; the rest runs in eval and train mode, is saved, loaded and, with --onnx, exported and run by onnxruntime. Both
-properties of tests/oracle.py are checked in float64: removing dead units changes nothing, cutting equals masking. Where
-a cut changes what a layer or group norm averages over, they are checked with these norms replaced by their scale and
-shift; where it changes other averages, only that the network runs. Without names the table goes to
-benchmarks/results/families.md.
+Small members of timm's families or, with --torchvision, all classification and segmentation networks of torchvision,
+some for video, and the backbones inside its detection networks. Each has random weights and runs in a process of its
+own. A random half of the units of every prunable group goes. Both properties, see tests/zoo.py, are checked in eval and
+train mode in float64 to 1e-9 of the largest output (networks above 400 million parameters in float32, to 1e-4): cutting
+equals masking, and exactly the groups of which something averages over the cut say so ("change function"); dead units
+change nothing. The cut network is saved and loaded and, with --onnx, exported and run by onnxruntime. Without names the
+table goes to benchmarks/results/families.md or torchvision.md.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-TABLE = Path(__file__).parent / "results" / "families.md"
+RESULTS = Path(__file__).parent / "results"
 HEAD = (
     "family",
     "network",
@@ -37,12 +38,28 @@ HEAD = (
     "verdict",
     "left alone, and why",
 )
-NORMS = ("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "rms_norm", "batch_norm")
-SIDE = 96  # of the images, where a network takes any: large ones show nothing that small ones do not
-ARGS: dict[str, dict[str, Any]] = {  # fewer blocks that are like the others
-    "beit_base_patch16_224": {"depth": 3},
-    "beitv2_base_patch16_224": {"depth": 3},
-    "cait_xxs24_224": {"depth": 6},
+SIDE = 64  # of images, where a network takes any: large ones show nothing that small ones do not
+LARGE = 4e8  # parameters; above, float64 would take too much memory
+SIDES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 56, "ssd300_vgg16": 300, "inception_resnet_v2": 96}
+FRAMES = dict.fromkeys(("r3d_18", "mc3_18", "r2plus1d_18"), (4, 32, 32)) | {"s3d": (16, 64, 64)}
+ARGS: dict[str, dict[str, Any]] = {  # smaller images, and fewer blocks that are like the others
+    "beit_base_patch16_224": {"depth": 3, "img_size": 64},
+    "beitv2_base_patch16_224": {"depth": 3, "img_size": 64},
+    "cait_xxs24_224": {"depth": 6, "img_size": 64},
+    "mixer_s32_224": {"img_size": 64},
+    "gmixer_12_224": {"img_size": 64},
+    "resmlp_12_224": {"img_size": 64},
+    "gmlp_ti16_224": {"img_size": 64, "num_blocks": 6},
+    "vit_tiny_patch16_224": {"img_size": 64},
+    "vit_relpos_small_patch16_224": {"img_size": 64},
+    "deit_tiny_patch16_224": {"img_size": 64},
+    "deit_tiny_distilled_patch16_224": {"img_size": 64},
+    "deit3_small_patch16_224": {"img_size": 64},
+    "vit_b_16": {"image_size": 64},
+    "vit_b_32": {"image_size": 64},
+    "vit_l_16": {"image_size": 64},
+    "vit_l_32": {"image_size": 64},
+    "vit_h_14": {"image_size": 56},
 }
 FAMILIES = {
     "resnet": "resnet10t resnet18 resnet26d resnetblur50 resnext26ts resnest14d",
@@ -82,86 +99,89 @@ FAMILIES = {
 }
 
 
+def torchvision_families() -> dict[str, str]:
+    """The networks of torchvision by family."""
+    from prunecli.vision import torchvision
+
+    models = torchvision.models
+    families: dict[str, list[str]] = {}
+    for name in models.list_models(module=models):
+        family = re.match("wide_resnet|resnext|[a-z]+", name)
+        families.setdefault(family[0] if family else name, []).append(name)
+    families["segmentation"] = models.list_models(module=models.segmentation)
+    families["video"] = ["r3d_18", "mc3_18", "r2plus1d_18", "s3d"]
+    families["detection (backbone)"] = models.list_models(module=models.detection)
+    return {family: " ".join(names) for family, names in families.items()}
+
+
+def build(name: str) -> tuple[Any, tuple[Any, ...]]:
+    """The network, or the backbone of a detection network, and inputs for it."""
+    import torch
+
+    from prunecli import models
+
+    torch.manual_seed(0)
+    args, side = ARGS.get(name.partition(":")[2], {}), SIDES.get(name.partition(":")[2], SIDE)
+    network: Any = models.build(name, args).eval()
+    if name.startswith("timm:"):
+        config = network.pretrained_cfg
+        _, *size = config["input_size"]
+        sides = size if config["fixed_input_size"] and "img_size" not in args else (side, side)
+    else:
+        network = getattr(network, "backbone", network) if hasattr(network, "transform") else network
+        sides = FRAMES.get(name.partition(":")[2], (side, side))
+    return network, (torch.randn(2, 3, *sides),)
+
+
 def examine(name: str, onnx: bool) -> Iterator[tuple[str, Any]]:
     """What is found of one network, key by key, "step" before each that may fail; the first that fails raises."""
     sys.path.insert(0, str(ROOT / "tests"))
     import oracle
     import torch
+    import zoo
 
-    from prunecli import measure, models, surgery
+    from prunecli import measure, surgery
 
-    args = ARGS.get(name, {})
-    torch.manual_seed(0)
-    network: Any = models.build(f"timm:{name}", args).eval()
-    config = network.pretrained_cfg
-    channels, *size = config["input_size"]
-    inputs = (torch.randn(2, channels, *(size if config["fixed_input_size"] else (SIDE, SIDE))),)
+    network, inputs = build(name)
+    short = name.partition(":")[2]
+    large = sum(parameter.numel() for parameter in network.parameters()) > LARGE
+    dtype = torch.float32 if large else torch.float64
+    network, inputs = oracle.randomise(network, dtype=dtype).eval(), (inputs[0].to(dtype),)
 
     yield "step", "trace"
     begin = time.perf_counter()
     structure = surgery.trace(network, *inputs)
     yield "trace", time.perf_counter() - begin
-    changing = {group.key: group.changes_function for group in structure.groups if group.changes_function}
-    yield "groups", [sum(group.prunable for group in structure.groups), len(structure.groups), len(changing)]
+    changing = sum(group.changes_function is not None for group in structure.groups)
+    yield "groups", [sum(group.prunable for group in structure.groups), len(structure.groups), changing]
     yield "frozen", structure.frozen
     yield "step", "cut"
     plan = oracle.half(structure)
     cut = copy.deepcopy(network)
-    record = surgery.apply(cut, structure, plan)
+    surgery.apply(cut, structure, plan)
     costs = [measure.cost(each, inputs[0]) for each in (network, cut)]
     for key, index in (("parameters", 0), ("macs", 1)):
         before, after = (_totals(each, cost)[index] for each, cost in zip((network, cut), costs, strict=True))
         yield key, 1 - after / before
-    with torch.no_grad():
-        for train in (False, True):
-            for first, second in zip(*(_outputs(each.train(train), inputs) for each in (network, cut)), strict=True):
-                assert first.shape == second.shape, "the cut network's output has another shape"
-                assert bool(second.isfinite().all()), "the cut network's output is not finite"
+    yield "step", "cut against masked"
+    prepare = zoo.scaled_by_its_channels if short in ("swin_t", "swin_s", "swin_b") else None
+    zoo.check_masking(network, structure, plan, inputs, prepare)
+    yield "step", "dead units"
+    zoo.check_dead(network, structure, plan, inputs, zoo.LOUD.get(short, ()))
     yield "step", "save and load"
-    _check_saved(f"timm:{name}", args, cut.eval(), record, costs[0], inputs)
-    exact = surgery.Plan({key: kept for key, kept in plan.kept.items() if key not in changing})
-    other = {key for key, why in changing.items() if not why.startswith(NORMS)}
-    scaled = surgery.Plan({key: kept for key, kept in plan.kept.items() if key not in other})
-    for check in (oracle.check_dead, oracle.check_masking):
-        yield "step", check.__name__
-        check(network, inputs, exact)
-        if scaled != exact:
-            yield "step", f"{check.__name__} with norms that scale alone"
-            with oracle.ScaledNorms():
-                check(network, inputs, scaled)
+    oracle.check_saved(network, inputs, dtype=dtype)
     if onnx:
         yield "step", "ONNX"
         from prunecli.exporting import to_onnx, verify
 
-        verify(to_onnx(cut, inputs[0], {}), cut, [inputs[0][:1], inputs[0]])
+        cut, image = cut.float().eval(), inputs[0].float()
+        yield "onnx", verify(to_onnx(cut, image, {}), cut, [image[:1], image]).relative
 
 
 def _totals(network: Any, cost: Any) -> tuple[int, int]:
     """Parameters and MACs."""
     sizes = {name: tensor.numel() for name, tensor in network.named_parameters()}
     return sum(sizes.values()), cost.other_macs + sum(n * sizes[name] for name, n in cost.positions.items())
-
-
-def _outputs(network: Any, inputs: tuple[Any, ...]) -> list[Any]:
-    from torch.utils._pytree import tree_leaves
-
-    return tree_leaves(copy.deepcopy(network)(*inputs))
-
-
-def _check_saved(name: str, args: dict[str, Any], cut: Any, record: Any, cost: Any, inputs: tuple[Any, ...]) -> None:
-    import torch
-
-    from prunecli import checkpoint as checkpoints
-    from prunecli import load
-    from prunecli.sidecar import Arch, Sidecar
-
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        path = Path(folder) / "cut.safetensors"
-        sidecar = Sidecar(arch=Arch(name=name, args=args), cost=cost, surgery=record)
-        checkpoints.save(checkpoints.Checkpoint(cut.state_dict(), sidecar), path)
-        loaded, _ = load(path)
-        for first, second in zip(_outputs(cut, inputs), _outputs(loaded, inputs), strict=True):
-            assert torch.equal(first, second), "after saving and loading, the output differs"
 
 
 def child(name: str, onnx: bool, gigabytes: float) -> None:
@@ -222,26 +242,30 @@ def row(family: str, name: str, found: dict[str, Any]) -> tuple[str, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
+    parser.add_argument("--torchvision", action="store_true", help="its networks in place of timm's")
     parser.add_argument("--onnx", action="store_true", help="export the cut network, too")
-    parser.add_argument("--memory", type=float, default=12.0, metavar="GB", help="address space of one process")
-    parser.add_argument("--seconds", type=float, default=600.0, metavar="N", help="time for one network")
+    parser.add_argument("--memory", type=float, default=20.0, metavar="GB", help="address space of one process")
+    parser.add_argument("--seconds", type=float, default=1800.0, metavar="N", help="time for one network")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.names[0], options.onnx, options.memory)
         return
-    chosen = [(f, n) for f, names in FAMILIES.items() for n in names.split() if {f, n} & {*options.names}]
-    known = {n for f, names in FAMILIES.items() for n in (f, *names.split())}
-    chosen += [("", name) for name in options.names if name not in known]
-    if not options.names:
-        chosen = [(family, name) for family, names in FAMILIES.items() for name in names.split()]
+    library, families = ("torchvision", torchvision_families()) if options.torchvision else ("timm", FAMILIES)
+    chosen = [(family, name) for family, names in families.items() for name in names.split()]
+    if options.names:
+        known = {name for pair in chosen for name in pair}
+        chosen = [pair for pair in chosen if {*pair} & {*options.names}]
+        chosen += [("", name) for name in options.names if name not in known]
     lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ("---",) * len(HEAD))]
     for family, name in chosen:
-        lines.append(f"| {' | '.join(row(family, name, supervise(name, options)))} |")
+        lines.append(f"| {' | '.join(row(family, name, supervise(f'{library}:{name}', options)))} |")
         print(lines[-1], flush=True)
     if not options.names:
-        TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text("\n".join(lines) + "\n")
+        RESULTS.mkdir(exist_ok=True)
+        command = f"python benchmarks/families.py{' --torchvision' * options.torchvision}{' --onnx' * options.onnx}"
+        table = RESULTS / ("torchvision.md" if options.torchvision else "families.md")
+        table.write_text(f"`{command}`\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -211,6 +211,22 @@ def _group_norm(
     return result.view(x.shape), mean.squeeze(2), scale.squeeze(2)
 
 
+def _batch_norm(
+    mixing: set[str], func: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None,
+    variance: Tensor | None, training: bool, momentum: float, eps: float, *rest: Any,
+) -> Any:  # fmt: skip
+    """Of weights that are standardised, [1, outputs, rest], parts of a channel are missing; else whole channels."""
+    gone = x.isnan().transpose(0, 1).flatten(1)
+    if not training or torch.equal(gone.all(1), gone.any(1)):
+        return func(x, weight, bias, mean, variance, training, momentum, eps, *rest)
+    _note(mixing, func, x, [0, 2])
+    mean, variance = _moments(x, [0, 2])
+    scale = (variance + eps).rsqrt()
+    result = (x - mean) * scale
+    result = result if weight is None else result * weight[:, None]
+    return (result if bias is None else result + bias[:, None]), mean, scale
+
+
 def _rms_norm(
     mixing: set[str], func: Any, x: Tensor, shape: Any, weight: Tensor | None, eps: float | None
 ) -> tuple[Tensor, Tensor]:
@@ -261,6 +277,7 @@ _OVER_AXES: dict[str, Callable[..., Any]] = {
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
     "_fused_rms_norm": _rms_norm,
+    "native_batch_norm": _batch_norm,
     "_weight_norm_interface": _weight_norm,
     "linalg_vector_norm": _vector_norm,
     "constant_pad_nd": _pad,
