@@ -163,8 +163,8 @@ def test_what_cannot_be_done_is_two_lines_and_writes_nothing(
 def test_a_cut_to_one_layers_last_unit_is_told_by_name(lenet: Path) -> None:
     prune(lenet, "one", sparsity=0.9, only=("conv1",))
     again = prune(lenet.parent / "one.safetensors", sparsity=0.5, only=("conv1", "conv2"), dry_run=True)
-    assert again.unpruned == {"conv1": "it has one channel"}
-    assert again.notes == ["conv1 named but not pruned: it has one channel"]
+    assert again.unpruned == {"conv1": "its output is a single channel"}
+    assert again.notes == ["conv1 named but not pruned: its output is a single channel"]
 
 
 def test_what_a_dry_run_tells_in_json_is_what_is_cut(resnet: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from handmade import FEATURES, TOKENS, Case, Net, check, mlp, parameter
 from torch import Tensor, nn
 
-from prunecli.surgery import apply, trace
+from prunecli.surgery import Plan, apply, trace, verify
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -189,6 +189,49 @@ def test_heads_whole_or_narrower(name: str) -> None:
         apply(cut, structure, plan)
         oracle.same(dense, cut, (TOKENS.double(),))
         assert (cut.heads, cut.groups) == ((2, units // 2) if heads else (4, network.groups))
+
+
+def test_only_narrower_heads_change_the_scale_of_their_products() -> None:
+    network = _counted_heads(lambda n, q, k, v: _fused(None)(q, k, v), 4)
+    why = {heads: trace(network, TOKENS, heads=heads).group_of("q").changes_function for heads in (False, True)}
+    assert "root of a head's width" in str(why[False])
+    assert why[True] is None
+
+
+@pytest.mark.parametrize("attend", [_fused(0.5), lambda q, k, v: (q @ k.mT).softmax(-1) @ v])
+def test_a_single_head_is_no_whole_head_to_cut(attend: Callable[..., Tensor]) -> None:
+    def run(n: Net, x: Tensor) -> Tensor:
+        return n.o(n.up(attend(n.q(x), n.k(x), n.v(x))).relu())
+
+    parts = {name: nn.Linear(12, 8) for name in "qkv"}
+    network = Net(run, **parts, up=nn.Linear(8, 16), o=nn.Linear(16, 4))
+    assert {g.key for g in trace(network, TOKENS).groups if g.prunable} == {"q", "v", "up"}
+    structure = trace(network, TOKENS, heads=True)
+    assert {g.key for g in structure.groups if g.prunable} == {"up"}
+    assert {structure.frozen[layer] for layer in "qkv"} == {"all of its channels must go together"}
+
+
+def test_one_head_of_several_may_be_left_where_it_needs_no_copy() -> None:
+    """PyTorch leaves out what `contiguous` and `reshape` need not copy: the operations of a cut network are fewer."""
+
+    def attend(n: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        bias = n.table[:25].view(5, 5, -1).permute(2, 0, 1).contiguous()
+        y = (q @ k.mT + bias).softmax(-1) @ v
+        return y.transpose(1, 2).flatten(2).view(10, -1).view(2, 5, n.heads, 6).transpose(1, 2)
+
+    network = _counted_heads(attend, 4)
+    network.table = nn.Parameter(torch.randn(25, 4))
+    structure = trace(network, TOKENS, heads=True)
+    assert structure.group_of("q").units == 4
+    for kept in ([2], [0, 3]):
+        plan = Plan({structure.group_of("q").key: kept})
+        verify(network, structure, plan, TOKENS)
+        dense = oracle.randomise(network)
+        oracle.zero(dense, structure, plan, ("out", "other"))
+        cut = copy.deepcopy(dense)
+        apply(cut, structure, plan)
+        oracle.same(dense, cut, (TOKENS.double(),))
+        assert cut.heads == len(kept)
 
 
 def test_the_rank_of_a_product_of_weights_is_cut_apart_from_its_outputs() -> None:

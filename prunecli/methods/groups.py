@@ -110,8 +110,9 @@ def choose(structure: Structure, wanted: Wanted, *, first: bool = True) -> Choic
 
 def _single(structure: Structure) -> dict[str, str]:
     """Layers with one channel, which make no group."""
-    made = {layer_of(tensor): shape[0] for tensor, shape in structure.dense.items() if len(shape) > 1}
-    return {la: "it has one channel" for la, n in made.items() if n == 1 and la and la not in structure.order}
+    weights = {layer_of(tensor): shape for tensor, shape in structure.dense.items() if tensor.endswith(".weight")}
+    single = (layer for layer, shape in weights.items() if len(shape) > 1 and shape[0] == 1)
+    return {layer: "its output is a single channel" for layer in single if layer not in structure.order}
 
 
 def require_heads(whole: Structure, narrower: Structure) -> None:

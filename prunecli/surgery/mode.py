@@ -18,6 +18,7 @@ from prunecli.surgery.quick import quick
 from prunecli.surgery.rules import RULES, Rule
 from prunecli.surgery.twin import META, own_tensors
 
+_COPIES = {"aten::clone", "aten::contiguous"}  # whether these run depends on the sizes: they count for no step
 _VALUES = {"item", "is_nonzero", "_local_scalar_dense"}
 
 
@@ -73,7 +74,8 @@ class LabelMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         step, part = self.ledger.place
-        self.ledger.place = (step, part + 1) if self._inside else (step + 1, 0)
+        if func._schema.name not in _COPIES:
+            self.ledger.place = (step, part + 1) if self._inside else (step + 1, 0)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         name = func._schema.name.removeprefix("aten::")
         op = name.rstrip("_") if func._schema.is_mutable else name

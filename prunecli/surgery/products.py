@@ -105,13 +105,17 @@ def _product(call: Call, names: tuple[str, str], right: Operand, bias: Tensor | 
     return call.unite([(call.shape, result), (tuple(bias.shape), labels_of(bias).layers)])
 
 
-def _whole_heads(call: Call, layer: Tensor, single: bool) -> Tensor:
+def _whole_heads(call: Call, layers: Layers, single: bool) -> Layers:
     """Of a batch of matrices that are heads, whole ones are cut; nothing of one that is the `single` head."""
-    for axis in (layer.ndim - 2, layer.ndim - 1):
-        if axis in support(layer) and (single or min(support(layer)) < layer.ndim - 2):
-            call.ledger.tie(layer, layer.narrow(axis, 0, 1), call.why)
-            layer = layer.narrow(axis, 0, 1)
-    return layer
+    result = []
+    for layer in layers:
+        for axis in (layer.ndim - 2, layer.ndim - 1):
+            if axis in support(layer) and (single or min(support(layer)) < layer.ndim - 2):
+                call.ledger.tie(layer, layer.narrow(axis, 0, 1), call.why)
+                layer = layer.narrow(axis, 0, 1)
+        if support(layer):
+            result.append(layer)
+    return tuple(result)
 
 
 def _rows(operand: Operand) -> Operand:
@@ -126,7 +130,7 @@ def _contract(call: Call, a: Operand, b: Operand, *, single: bool) -> Layers:
     `single`: both are made by the network, so that matrices which are no batch are one head.
     """
     if call.ledger.heads:
-        a, b = ((shape, tuple(_whole_heads(call, layer, single) for layer in layers)) for shape, layers in (a, b))
+        a, b = ((shape, _whole_heads(call, layers, single)) for shape, layers in (a, b))
     left = (*a[0][:-1], 1, a[0][-1]), tuple(layer.unsqueeze(-2) for layer in a[1])
     right = (*b[0][:-2], 1, *b[0][-2:]), tuple(layer.unsqueeze(-3) for layer in b[1])
     call.unite([(shape, tuple(x for x in layers if x.shape[-1] > 1)) for shape, layers in (left, right)])
