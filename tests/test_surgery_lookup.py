@@ -76,6 +76,24 @@ CASES = {
         Net(lambda n, x: n.fc(torch.relu(n.bag(x))), bag=nn.EmbeddingBag(7, 8, mode="sum"), fc=nn.Linear(8, 4)),
         WORDS, {"bag"},
     ),
+    "a mask of the batch": Case(
+        Net(lambda n, x: n.fc(n.a(x)[x[:, 0] > -9]), a=nn.Linear(12, 8), fc=nn.Linear(8, 4)), FEATURES, {"a"},
+    ),
+    "a mask of pixels": Case(
+        Net(lambda n, x: n.fc(n.a(x)[:, :, x[0, 0] > 0].mean(2)), a=conv(3, 8), fc=nn.Linear(8, 4)), IMAGE, {"a"},
+    ),
+    "a mask over two axes": Case(
+        Net(lambda n, x: n.fc(n.a(x).permute(0, 2, 3, 1)[x[:, 0] > 0]), a=conv(3, 8), fc=nn.Linear(8, 4)), IMAGE, {"a"},
+    ),
+    "a mask in a buffer": Case(
+        Net(lambda n, x: n.fc(n.a(x)[:, n.mask].flatten(1)), a=nn.Linear(12, 8), fc=nn.Linear(24, 4),
+            mask=torch.tensor([True, False, True, True, False])),
+        TOKENS, {"a"},
+    ),
+    "places that are not zero": Case(
+        Net(lambda n, x: n.fc(n.a(x)[(x[:, 0] < 0).nonzero()[:, 0]]), a=nn.Linear(12, 8), fc=nn.Linear(8, 4)),
+        FEATURES, {"a"},
+    ),
     "a bare table of words": Case(
         Net(lambda n, x: n.fc(n.table[x]), table=parameter(7, 8), fc=nn.Linear(8, 4)), WORDS, set(),
     ),
@@ -101,6 +119,10 @@ FROZEN = {
     ),
     "written channels": (between(lambda x: x.index_fill(1, torch.tensor([0, 2], device=x.device), 0.0)), "index_fill"),
     "take": (between(lambda x: x.take(torch.zeros(2, 8, 6, 6, dtype=torch.long, device=x.device))), "take"),
+    "its own mask": (
+        between(lambda x: x * x[x > 0].mean()),
+        "the network itself asks where its channels are not zero",
+    ),
     "masked_scatter": (between(lambda x: x.masked_scatter(x > 0, x)), "masked_scatter"),
 }
 

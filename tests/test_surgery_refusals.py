@@ -152,3 +152,18 @@ def test_optimizers_that_cannot_be_cut(network: Net) -> None:
         with pytest.raises(UsageError, match=words):
             apply(network, trace(network, IMAGE), Plan({"a": [0]}), optimizer=optimizer)
         assert _same(before, _state(network, optimizer, {}))
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (nn.Sequential(conv(3, 8), torch.jit.ScriptModule()), "'1' is TorchScript"),
+        (nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten()), "'0' has parameters without a shape"),
+        (len, "nn.Module"),
+    ],
+    ids=["script", "lazy", "function"],
+)
+def test_what_cannot_be_cut_at_all(network: Any, words: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        trace(network, IMAGE)
+    assert words in raised.value.message + raised.value.hint

@@ -276,3 +276,16 @@ def test_sizes_worked_out_from_shapes_tie_what_they_count() -> None:
     for kept in ([0], [1, 3], [0, 1, 2]):
         verify(network, structure, Plan({"a": kept}), TOKENS)
         oracle.check_masking(network, (TOKENS,), Plan({"a": kept}))
+
+
+def test_values_that_the_code_makes_are_not_those_of_the_network() -> None:
+    """Both are asked for; the network's decides that channels are mirrored, which a cut must follow."""
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        assert torch.tensor(3.0).item() == 3
+        y = y if y.new_ones(()).item() == 3 else y.flip(1)
+        assert torch.linspace(0, 2, 3)[1].item() == 1
+        return pooled(n, n.b(y))
+
+    check(Case(Net(run, a=conv(3, 8), b=conv(8, 6), fc=nn.Linear(6, 4)), IMAGE, {"a", "b"}))

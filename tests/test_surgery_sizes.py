@@ -171,12 +171,13 @@ def test_computing_with_a_number_of_channels_changes_the_function() -> None:
 @pytest.mark.parametrize(
     "run",
     [lambda y: y / y.shape[1], lambda y: y * torch.tensor(y.shape[1]), lambda y: y - y.shape[1],
-     lambda y: 1 / (y.square() + y.shape[1]), lambda y: y.clamp(max=y.shape[1])],
-    ids=["divided", "a tensor", "subtracted", "added", "clamped"],
+     lambda y: 1 / (y.square() + y.shape[1]), lambda y: y.clamp(max=y.shape[1]), lambda y: y / (3 * y.shape[1]),
+     lambda y: y * (y.shape[1] * 0.5), lambda y: y + y.sum() / y.numel()],
+    ids=["divided", "a tensor", "subtracted", "added", "clamped", "three times", "half", "all elements"],
 )  # fmt: skip
 def test_tensors_that_meet_a_number_of_channels_change_the_function(run: Callable[[Tensor], Tensor]) -> None:
     network = Net(lambda n, x: n.fc(run(n.a(x).mean((2, 3)))), a=nn.Conv2d(3, 8, 3), fc=nn.Linear(8, 4))
-    assert "number of channels" in (trace(network, IMAGE).group_of("a").changes_function or "")
+    assert "the number of channels" in (trace(network, IMAGE).group_of("a").changes_function or "")
 
 
 def test_halves_of_two_do_not_follow_a_number_in_the_code() -> None:
@@ -205,3 +206,11 @@ def test_shuffled_channels_need_no_ties_to_their_own_number() -> None:
     network = Net(lambda n, x: n.fc(shuffle(n, x).mean((2, 3))), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 5, 3),
                   fc=nn.Linear(5, 4))  # fmt: skip
     assert oracle.check_masking(network, (IMAGE,)).group_of("a").units == 4
+
+
+def test_a_weight_may_be_seen_as_one_row() -> None:
+    network = Net(
+        lambda n, x: n.fc(n.weight.view(n.weight.numel()).view(8, 5) @ x.mT),
+        weight=nn.Parameter(torch.randn(8, 5)), fc=nn.Linear(2, 4),
+    )  # fmt: skip
+    assert not trace(network, TOKENS[0, :2, :5]).groups[0].prunable

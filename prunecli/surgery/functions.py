@@ -63,9 +63,11 @@ class SizeMode(TorchFunctionMode):
         if isinstance(out, torch.Size):
             layers = labels_of(values[0]).layers
             return torch.Size([size_of(n, self.ledger, layers, d) for d, n in enumerate(out)])
+        if name == "numel" and values[0].ndim != 1:
+            return Size.of(out, self.ledger, layers=labels_of(values[0]).layers)
         if name in ("size", "numel") and isinstance(out, int):
             axis = values[1] % values[0].ndim if name == "size" else 0
-            return size_of(out, self.ledger, labels_of(values[0]).layers if values[0].ndim > axis else (), axis)
+            return size_of(out, self.ledger, labels_of(values[0]).layers, axis)
         if any(isinstance(n, Size) for n in _numbers(values)):
             self._link(name, values, out)
         return out

@@ -17,6 +17,10 @@ Side = tuple[Tensor, int]  # a layer, and the axis along which it is counted
 Reshapes = dict[tuple[int, int], tuple[tuple[Tensor, ...], tuple[int, ...]]]  # place -> layers and shape there
 
 
+class ValuesAskedError(Exception):
+    """The network decides by values, which a run on the meta device has not."""
+
+
 class Ledger:
     """Records ties; whatever follows from them is worked out once, at the end, by `components`.
 
@@ -64,6 +68,13 @@ class Ledger:
             self._owners.append(key)
             self._size += length
         return where[key]
+
+    def answer(self, value: object) -> object:
+        """A value that the network asks for, None on the meta device, which has none. Raises ValuesAskedError then."""
+        if value is None:
+            raise ValuesAskedError
+        self.answers.append(value)
+        return value
 
     def tie(self, first: Tensor, second: Tensor, why: str) -> None:
         """Nodes at equal places of two broadcastable tensors go together; a tie to node 0 fixes."""

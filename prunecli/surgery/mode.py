@@ -19,11 +19,7 @@ from prunecli.surgery.rules import RULES, Rule
 from prunecli.surgery.twin import META, own_tensors
 
 _COPIES = {"aten::clone", "aten::contiguous"}  # whether these run depends on the sizes: they count for no step
-_VALUES = {"item", "is_nonzero", "_local_scalar_dense"}
-
-
-class ValuesAskedError(Exception):
-    """The network decides by values, which a run on the meta device has not."""
+_VALUES = {"item", "is_nonzero", "_local_scalar_dense", "nonzero"}
 
 
 def label(network: nn.Module, ledger: Ledger) -> None:
@@ -80,7 +76,10 @@ class LabelMode(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         op = name.rstrip("_") if func._schema.is_mutable else name
         if op in _VALUES:
-            return self._value(func, args)
+            return self._value(func, args[0])
+        if op == "index":
+            args = (args[0], self._places(args[1]))
+            tensors = [args[0], *(x for x in args[1] if x is not None)]
         if len({x.device for x in tensors if x.ndim}) > 1:  # constants that the code makes without naming a device
             args, kwargs = tree_map_only(Tensor, lambda x: x if x.is_meta else x.to(META), (args, kwargs))
         if not any(labels_of(x).layers for x in tensors):
@@ -100,6 +99,9 @@ class LabelMode(TorchDispatchMode):
         names = [argument.name for argument in func._schema.arguments]
         defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
         named = defaults | dict(zip(names, args, strict=False)) | kwargs
+        if rule is view and func._schema.is_mutable:  # the rule reads the shape that its argument had
+            named["self"] = args[0].detach()
+            set_labels(named["self"], labels_of(args[0]))
         out = quick(op, named, in_place=func._schema.is_mutable)
         if out is None:
             out = func(*args, **kwargs)
@@ -113,14 +115,22 @@ class LabelMode(TorchDispatchMode):
         for i, tensor in enumerate(x for x in tree_leaves(call.out) if isinstance(x, Tensor)):
             set_labels(tensor, Labels(result[i] if isinstance(result, list) else result, own))
 
-    def _value(self, func: Any, args: Any) -> Any:
+    def _value(self, func: Any, x: Tensor) -> Any:
         """A value that the network asks for: the true one in a run with values, the same one in the trial after it."""
-        if not args[0].is_meta:
-            self.ledger.answers.append(func(*args))
-            return self.ledger.answers[-1]
-        if not self.ledger.answers:
-            raise ValuesAskedError
-        return self.ledger.answers.pop(0)
+        for layer in labels_of(x).layers:
+            self.ledger.fix(layer, f"{self.layer or 'the network itself'} asks where its channels are not zero")
+        return self.ledger.answer(None if x.is_meta else func(x))
+
+    def _places(self, indices: Any) -> list[Tensor | None]:
+        """The indices of `x[indices]`, masks as the places where they are true."""
+        result: list[Tensor | None] = []
+        for one in indices:
+            if one is not None and one.dtype in (torch.bool, torch.uint8):
+                with self:
+                    result += one.nonzero().unbind(1)
+            else:
+                result.append(one)
+        return result
 
 
 def _refuse(call: Call) -> Layers:

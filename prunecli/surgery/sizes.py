@@ -31,17 +31,23 @@ def aside() -> Iterator[None]:
 
 
 class Size(int):
-    """An integer with the axes that it counts, or one of `by` equal blocks of them; none if it was computed."""
+    """An integer with the axes that it counts, or one of `by` equal blocks of them; none if it was computed.
+
+    `layers` are those whose cut changes it.
+    """
 
     ledger: Ledger
     sides: tuple[Side, ...]
     by: int  # a Size where the number of blocks may be cut too
+    layers: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, value: int, ledger: Ledger, sides: tuple[Side, ...] = (), by: int = 1) -> Size:
-        """A size `value` of these sides, of which it counts a block."""
+    def of(
+        cls, value: int, ledger: Ledger, sides: tuple[Side, ...] = (), by: int = 1, layers: tuple[Tensor, ...] = ()
+    ) -> Size:
+        """A size `value` of these sides, of which it counts a block, or one computed from sizes of these layers."""
         size = cls(value)
-        size.ledger, size.sides, size.by = ledger, sides, by
+        size.ledger, size.sides, size.by, size.layers = ledger, sides, by, layers or tuple(x for x, _ in sides)
         return size
 
     def count(self, layer: Tensor, axis: int, why: str) -> None:
@@ -73,7 +79,7 @@ class Size(int):
     def change(self, why: str) -> None:
         """The network computes with this number: a cut changes what it computes."""
         with aside():
-            for layer, _ in self.sides:
+            for layer in self.layers:
                 self.ledger.change(layer, why)
 
     def __eq__(self, other: object) -> bool:
@@ -95,7 +101,7 @@ class Size(int):
     def __floordiv__(self, other: Any) -> Any:
         """A block of one axis; blocks of blocks are merely computed."""
         if self.by == 1 and isinstance(other, int) and other > 0 and int(self) % int(other) == 0:
-            return Size.of(int(self) // int(other), self.ledger, self.sides, other)
+            return Size.of(int(self) // int(other), self.ledger, self.sides, other, self.layers)
         return self._computed(int.__floordiv__, other)
 
     def __truediv__(self, other: Any) -> Any:
@@ -115,8 +121,11 @@ class Size(int):
         return float(int(self))
 
     def _computed(self, operation: Callable[[int, int], Any], other: Any) -> Any:
+        if isinstance(other, float):  # which works the result out by itself
+            self.change("a function of the number of channels")
+        layers = self.layers + (other.layers if isinstance(other, Size) else ())
         result = operation(int(self), int(other) if isinstance(other, Size) else other)
-        return Size.of(result, self.ledger) if type(result) is int else result
+        return Size.of(result, self.ledger, layers=layers) if type(result) is int else result
 
     def __add__(self, other: Any) -> Any:
         return self._computed(int.__add__, other)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from prunecli.errors import TargetError, UsageError
@@ -14,8 +15,8 @@ from prunecli.surgery import shrink
 from prunecli.surgery.call import labels_of
 from prunecli.surgery.functions import SizeMode
 from prunecli.surgery.grouping import never_called, structure_of
-from prunecli.surgery.ledger import FIXED, Ledger
-from prunecli.surgery.mode import LabelMode, ValuesAskedError, label
+from prunecli.surgery.ledger import FIXED, Ledger, ValuesAskedError
+from prunecli.surgery.mode import LabelMode, label
 from prunecli.surgery.sizes import follow_attributes
 from prunecli.surgery.structure import Plan, Structure
 from prunecli.surgery.trial import Trial, trial_plan
@@ -32,8 +33,9 @@ def trace(network: nn.Module, *inputs: Any, train: bool = False, heads: bool = F
     were never called, so that heads which exist only there are seen. A network that asks for values runs once with its
     own weights instead. Then a copy with half of every group cut off runs, and whatever does not follow the cut is
     fixed, with the reason. Attention loses the same positions of every head or, if `heads`, whole heads.
-    Raises UsageError, naming the layer, when the network does not run on these inputs.
+    Raises UsageError, naming the layer, when the network does not run on these inputs or cannot be cut at all.
     """
+    _check(network)
     ledger = _whole(network, inputs, heads, train)
     while True:
         structure = structure_of(network, ledger, ledger.components())
@@ -52,6 +54,18 @@ def verify(network: nn.Module, structure: Structure, plan: Plan, *inputs: Any) -
     """
     for _, why in _broken(network, inputs, structure, plan):
         raise TargetError(f"these widths cannot be cut: {why}", "ask for other widths, or --skip that layer")
+
+
+def _check(network: nn.Module) -> None:
+    """Is this a network whose modules and parameters can be changed?"""
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"a {type(network).__name__} is no network that can be cut", "give an nn.Module")
+    for name, module in network.named_modules():
+        where = f"layer {name!r}" if name else "the network"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(f"{where} is TorchScript, which cannot be cut", "cut the network that it was made of")
+        if any(is_lazy(tensor) for tensor in module.parameters(recurse=False)):
+            raise UsageError(f"{where} has parameters without a shape", "run the network on a batch first")
 
 
 def _whole(network: nn.Module, inputs: tuple[Any, ...], heads: bool, train: bool) -> Ledger:
