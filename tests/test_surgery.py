@@ -88,57 +88,6 @@ def test_kept_slices_are_those_of_the_plan(network: Small) -> None:
     assert torch.equal(after["fc2.weight"], before["fc2.weight"])
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw-fused"])
-def test_training_goes_on_as_in_the_masked_network(network: Small, kind: str) -> None:
-    network = oracle.randomise(network)
-    x, y = X.double(), torch.arange(5) % 4
-    keep = [0, 3, 4, 5]
-
-    def optimizer_of(net: nn.Module) -> torch.optim.Optimizer:
-        if kind == "sgd":
-            return torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, nesterov=True)
-        if kind == "adam":
-            return torch.optim.Adam(net.parameters())
-        return torch.optim.AdamW(net.parameters(), 1e-2, fused=True)
-
-    def train(net: Small, optimizer: torch.optim.Optimizer, steps: int, project: Tensor | None = None) -> list[float]:
-        losses = []
-        for _ in range(steps):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(net(x), y)
-            loss.backward()
-            optimizer.step()
-            if project is not None:
-                with torch.no_grad():
-                    net.fc1.weight.mul_(project)
-                    net.conv2.weight.mul_(project.view(1, 8, 16)[:, :, 0, None, None])
-            losses.append(loss.item())
-        return losses
-
-    optimizer = optimizer_of(network)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    train(network, optimizer, 5)
-    structure = trace(network, x)
-    masked = copy.deepcopy(network)
-    masked_optimizer = optimizer_of(masked)
-    masked_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    project = torch.zeros(8, 16, dtype=torch.float64)
-    project[keep] = 1
-    masked.fc1.weight.data.mul_(project.view(1, 128))
-    masked.conv2.weight.data.mul_(project[:, 0].view(1, 8, 1, 1))
-    parameters = [id(p) for p in network.parameters()]
-    apply(network, structure, Plan({"conv1": keep}), optimizer=optimizer)
-    assert [id(p) for p in network.parameters()] == parameters
-    expected = train(masked, masked_optimizer, 20, project.view(1, 128))
-    assert train(network, optimizer, 20) == pytest.approx(expected, rel=1e-9)
-    before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    schedule.step()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule.get_last_lr()[0])
-    train(network, optimizer, 1)
-    moved = {name for name, p in network.named_parameters() if not torch.equal(before[name], p)}
-    assert {*before} - moved <= {"conv1.bias"}  # which the batch norm after it cancels
-
-
 def test_rows_and_columns_of_moments_are_cut_along(network: Small) -> None:
     optimizer = torch.optim.Adafactor(network.parameters())
     network(X).square().sum().backward()
@@ -159,17 +108,6 @@ def test_a_loss_of_before_the_cut_that_is_still_held_does_not_matter(network: Sm
     assert network.conv1.weight.grad is not None
     assert network.conv1.weight.grad.shape == network.conv1.weight.shape
     assert loss.requires_grad
-
-
-def test_gradients_and_masks_are_cut_along(network: Small) -> None:
-    structure = trace(network, X)
-    network(X).sum().backward()
-    gradient = network.conv2.weight.grad.clone()
-    masks = {"conv2.weight": torch.rand(8, 8, 3, 3) > 0.5}
-    mask = masks["conv2.weight"]
-    apply(network, structure, Plan({"conv1": [1, 6]}), masks=masks)
-    assert torch.equal(network.conv2.weight.grad, gradient[[1, 6]][:, [1, 6]])
-    assert torch.equal(masks["conv2.weight"], mask[[1, 6]][:, [1, 6]])
 
 
 def test_successive_cuts_compose_into_one_record(network: Small) -> None:

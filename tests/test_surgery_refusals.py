@@ -65,7 +65,7 @@ def test_bad_plans(
     masks = {"a.weight": network.a.weight > 0}
     structure, before = trace(network, IMAGE), _state(network, optimizer, masks)
     with pytest.raises(error, match=words) as raised:
-        apply(network, structure, Plan({"a": [0], **kept}), optimizer=optimizer, masks=masks)
+        apply(network, structure, Plan({"a": [0], **kept}), optimizer=optimizer, along=[masks])
     assert raised.value.hint
     assert _same(before, _state(network, optimizer, masks))
 
@@ -74,14 +74,14 @@ def test_masks_of_other_shapes(network: Net, optimizer: torch.optim.Optimizer) -
     for masks in ({"a.weight": torch.ones(2)}, {"other": torch.ones(2)}):
         structure, before = trace(network, IMAGE), _state(network, optimizer, masks)
         with pytest.raises(UsageError, match=next(iter(masks))):
-            apply(network, structure, Plan({"a": [0]}), optimizer=optimizer, masks=masks)
+            apply(network, structure, Plan({"a": [0]}), optimizer=optimizer, along=[masks])
         assert _same(before, _state(network, optimizer, masks))
 
 
 def test_masks_that_are_no_tensors(network: Net) -> None:
     masks: dict[str, Any] = {"a.weight": network.a.weight.tolist()}
-    with pytest.raises(UsageError, match=r"mask of a\.weight is no tensor"):
-        apply(network, trace(network, IMAGE), Plan({"a": [0]}), masks=masks)
+    with pytest.raises(UsageError, match=r"with a\.weight is no tensor"):
+        apply(network, trace(network, IMAGE), Plan({"a": [0]}), along=[masks])
     assert network.a.weight.shape[0] == 8
 
 

@@ -114,7 +114,7 @@ def _cut(checkpoint: Checkpoint, network: nn.Module, structure: Structure, plan:
     old = checkpoint.sidecar
     optimizer = optimizers.build(old.optimizer, network) if old.optimizer else None
     masks = {name: checkpoints.unpack_mask(mask) for name, mask in old.masks.items()}
-    record = surgery.apply(network, structure, plan, optimizer=optimizer, masks=masks, record=old.surgery)
+    record = surgery.apply(network, structure, plan, optimizer=optimizer, along=[masks], record=old.surgery)
     sidecar = msgspec.structs.replace(
         old,
         surgery=record,

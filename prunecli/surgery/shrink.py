@@ -1,8 +1,8 @@
-"""The cut: a plan carried out on a live network, its optimizer and its masks, in place."""
+"""The cut: a plan carried out on a live network, its optimizer, and what goes along with its tensors, in place."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,25 +23,26 @@ def apply(
     plan: Plan,
     *,
     optimizer: torch.optim.Optimizer | None = None,
-    masks: dict[str, Tensor] | None = None,
+    along: Sequence[dict[str, Tensor]] = (),
     record: Surgery | None = None,
 ) -> Surgery:
     """Cut a live network, in place, and return the record of all cuts, those of `record` included.
 
-    Parameters stay the same objects, so that an optimizer and its schedule go on driving them; their optimizer state,
-    gradients and entries of `masks` (by tensor name) are cut along. Everything is checked before anything is cut.
+    Parameters stay the same objects, so that an optimizer and its schedule go on driving them; their optimizer state
+    and gradients are cut along, and so is what goes `along`: masks, accumulated scores, by tensor name and of the
+    tensor's shape. Everything is checked before anything is cut.
     Raises UsageError for a plan or structure of another network, for an optimizer of another network or with a state
-    that cannot be cut, and for masks of other shapes; TargetError for a plan that empties a layer.
+    that cannot be cut, and for what goes along in other shapes; TargetError for a plan that empties a layer.
     """
     keep = structure.keep_masks(plan)
-    _check(structure, network, masks or {})
+    _check(structure, network, along)
     if optimizer is not None:
         _check_optimizer(optimizer, all_tensors(network))
     names = _names(structure)
     kept = {(n, axis): mask.nonzero()[:, 0] for (name, axis), mask in keep.items() for n in names[name]}
     lengths = {(n, axis): len(mask) for (name, axis), mask in keep.items() for n in names[name]}
     result = compose(record, kept, lengths)
-    attributes = cut(network, structure, keep, structure.size_masks(plan), optimizer=optimizer, masks=masks)
+    attributes = cut(network, structure, keep, structure.size_masks(plan), optimizer=optimizer, along=along)
     result.attributes |= {layer: result.attributes.get(layer, {}) | new for layer, new in attributes.items()}
     return result
 
@@ -53,7 +54,7 @@ def cut(
     sizes: Mapping[Axis, Tensor],
     *,
     optimizer: torch.optim.Optimizer | None = None,
-    masks: dict[str, Tensor] | None = None,
+    along: Sequence[dict[str, Tensor]] = (),
 ) -> dict[str, dict[str, Value]]:
     """The cut itself, of axes and of integers in modules to what these masks keep; returns the attributes it set."""
     tensors, names = all_tensors(network), _names(structure)
@@ -62,8 +63,8 @@ def cut(
         by_tensor.setdefault(name, {})[axis] = mask.nonzero()[:, 0]
     for name, places in by_tensor.items():
         _cut(tensors[name], places, optimizer)
-        for masked in {*names[name]} & (masks or {}).keys():
-            masks[masked] = take(masks[masked], places)  # type: ignore[index]
+        for entries in along:
+            entries |= {n: take(entries[n], places) for n in names[name] if n in entries}
     layers = {layer_of(n): None for name in by_tensor for n in names[name]}
     attributes = changed(network, layers, structure.whole_groups)
     set_attributes(network, attributes)
@@ -100,7 +101,7 @@ def _another(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype != torch.float64 else torch.float32
 
 
-def _check(structure: Structure, network: nn.Module, masks: dict[str, Tensor]) -> None:
+def _check(structure: Structure, network: nn.Module, along: Sequence[dict[str, Tensor]]) -> None:
     tensors = all_tensors(network)
     for name, shape in structure.dense.items():
         found = tuple(tensors[name].shape) if name in tensors else "missing"
@@ -108,10 +109,10 @@ def _check(structure: Structure, network: nn.Module, masks: dict[str, Tensor]) -
             raise UsageError(f"the structure says {shape} of {name}, the network {found}", "trace this network again")
     for name in own_tensors(network).keys() - structure.dense.keys():
         raise UsageError(f"the structure knows nothing of the network's {name}", "trace this network again")
-    for name, mask in masks.items():
-        found = tuple(mask.shape) if isinstance(mask, Tensor) else "no tensor"
+    for name, entry in (item for entries in along for item in entries.items()):
+        found = tuple(entry.shape) if isinstance(entry, Tensor) else "no tensor"
         if name not in tensors or found != tuple(tensors[name].shape):
-            raise UsageError(f"the mask of {name} is {found}, unlike the network's tensor", "drop the mask")
+            raise UsageError(f"what goes along with {name} is {found}, unlike the network's tensor", "leave it out")
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
