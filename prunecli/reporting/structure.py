@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,29 +116,37 @@ class Tied:
 
 
 def brief(names: Sequence[str]) -> str:
-    """Names with runs of numbers as a shell writes them: conv1, layer1.{0..2}.conv2."""
+    """Names with runs of numbers as a shell writes them: conv1, layer{1..4}.{0..2}.conv2."""
     families: dict[str, list[list[str]]] = {}
     for name in names:
         parts = re.split(r"(\d+)", name)  # texts, and numbers between them
         families.setdefault("#".join(parts[::2]), []).append(parts)
-    return ", ".join(text for family in families.values() for text in _runs(family))
+    shorter = [text for family in families.values() for text in _shorter(family)]
+    return brief(shorter) if len(shorter) < len(names) else ", ".join(shorter)
 
 
-def _runs(family: list[list[str]]) -> Iterator[str]:
-    """One text for each run of names that differ in the last number that is not the same in all of them."""
-    varying = [i for i in range(1, len(family[0]), 2) if len({parts[i] for parts in family}) > 1]
-    place = varying[-1] if varying else 0
+def _shorter(family: list[list[str]]) -> list[str]:
+    """Runs along the last number that makes any."""
+    for place in range(len(family[0]) - 2, 0, -2):
+        if len(runs := _runs(family, place)) < len(family):
+            return runs
+    return ["".join(parts) for parts in family]
+
+
+def _runs(family: list[list[str]], place: int) -> list[str]:
+    """One text for each run of names that differ in the number at `place` alone."""
     runs: list[list[list[str]]] = []
     for parts in family:
         last = runs[-1][-1] if runs else []
-        follows = varying and last and int(parts[place]) == int(last[place]) + 1
-        if follows and [*parts[:place], *parts[place + 1 :]] == [*last[:place], *last[place + 1 :]]:
+        same = last[:place] == parts[:place] and last[place + 1 :] == parts[place + 1 :]
+        if same and int(parts[place]) == int(last[place]) + 1:
             runs[-1].append(parts)
         else:
             runs.append([parts])
     for run in runs:
-        number = [run[0][place]] if len(run) == 1 else [f"{{{run[0][place]}..{run[-1][place]}}}"]
-        yield "".join([*run[0][:place], *number, *run[0][place + 1 :]])
+        if len(run) > 1:
+            run[0] = [*run[0][:place], f"{{{run[0][place]}..{run[-1][place]}}}", *run[0][place + 1 :]]
+    return ["".join(run[0]) for run in runs]
 
 
 def _some(names: Sequence[str]) -> str:
