@@ -11,6 +11,7 @@ import pytest
 from handmade import FEATURES, IMAGE, Net, conv, pooled
 from torch import Tensor, nn
 
+from prunecli.errors import UsageError
 from prunecli.surgery import trace
 
 
@@ -88,8 +89,33 @@ def test_what_the_network_keeps_in_attributes_stays() -> None:
     assert structure.by_key["a"].prunable
     assert network.aux_output is None
     assert not network.features
+    network(IMAGE)  # these have gradients, which a copy of them would not
+    assert trace(network, IMAGE).frozen == structure.frozen
+    assert network.features[0].grad_fn is not None
 
 
 def test_weights_made_of_weights_are_no_outputs() -> None:
     network = Net(lambda n, x: n.fc(n.a(x)), a=nn.utils.spectral_norm(nn.Linear(12, 8)), fc=nn.Linear(8, 4))
     assert trace(network, FEATURES).by_key["a"].prunable
+
+
+class Demanding(nn.Module):
+    """Needs a target in train mode, and has a layer that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fc, self.unused = conv(3, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        y = self.a(x)
+        if self.training and target is None:
+            raise ValueError("no target")
+        return pooled(self, y)
+
+
+def test_train_mode_is_not_needed_for_layers_that_are_never_called() -> None:
+    structure = trace(Demanding(), IMAGE)
+    assert structure.frozen["unused"].startswith("never called")
+    assert structure.by_key["a"].prunable
+    with pytest.raises(UsageError, match="no target"):
+        trace(Demanding(), IMAGE, train=True)

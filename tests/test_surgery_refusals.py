@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -154,14 +155,21 @@ def test_optimizers_that_cannot_be_cut(network: Net) -> None:
         assert _same(before, _state(network, optimizer, {}))
 
 
+class Holding(nn.Module):
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.a, self.part = conv(3, 8), part
+
+
 @pytest.mark.parametrize(
     ("network", "words"),
     [
         (nn.Sequential(conv(3, 8), torch.jit.ScriptModule()), "'1' is TorchScript"),
         (nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten()), "'0' has parameters without a shape"),
+        (Holding(Lock()), "cannot be copied: TypeError: cannot pickle"),
         (len, "nn.Module"),
     ],
-    ids=["script", "lazy", "function"],
+    ids=["script", "lazy", "lock", "function"],
 )
 def test_what_cannot_be_cut_at_all(network: Any, words: str) -> None:
     with pytest.raises(UsageError) as raised:

@@ -30,9 +30,10 @@ def trace(network: nn.Module, *inputs: Any, train: bool = False, heads: bool = F
     """Which slices of which parameters and buffers can be cut together; the network is left as it was.
 
     A copy runs on the meta device, without values, in eval mode; and once more in train mode if `train`, or if layers
-    were never called, so that heads which exist only there are seen. A network that asks for values runs once with its
-    own weights instead. Then a copy with half of every group cut off runs, and whatever does not follow the cut is
-    fixed, with the reason. Attention loses the same positions of every head or, if `heads`, whole heads.
+    were never called, so that heads which exist only there are seen if it runs there on these inputs. A network that
+    asks for values runs once with its own weights instead. Then a copy with half of every group cut off runs, and
+    whatever does not follow the cut is fixed, with the reason. Attention loses the same positions of every head or, if
+    `heads`, whole heads.
     Raises UsageError, naming the layer, when the network does not run on these inputs or cannot be cut at all.
     """
     _check(network)
@@ -82,13 +83,16 @@ def _run_on(
     for mode in (False, True):
         if mode and not train and not never_called(network, ledger):
             break
-        ledger.modes += (mode,)
+        answers = len(ledger.answers)
         with torch.inference_mode():
             twin = twin_of(network, device).train(mode)
-            for _, why in _run(twin, inputs_on(inputs, device), ledger):
-                raise UsageError(
-                    f"the network cannot be traced: {why}", "give example inputs on which the network runs"
-                )
+            failures = [why for _, why in _run(twin, inputs_on(inputs, device), ledger)]
+        if failures and mode and not train:  # it needs other inputs there, such as targets, and nobody asked for it
+            del ledger.answers[answers:]
+            break
+        for why in failures:
+            raise UsageError(f"the network cannot be traced: {why}", "give example inputs on which the network runs")
+        ledger.modes += (mode,)
     return ledger
 
 

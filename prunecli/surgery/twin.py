@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from prunecli.errors import UsageError
 
 META = torch.device("meta")
 
 
 def twin_of(network: nn.Module, device: torch.device | None) -> nn.Module:
-    """A copy of the module tree, its tensors empty ones on `device` or, if None, clones; tied ones stay tied."""
+    """A copy of the module tree, its tensors empty ones on `device` or, if None, clones; tied ones stay tied.
+
+    Raises UsageError for a network that holds what cannot be copied.
+    """
     memo: dict[int, Any] = {}
     for module in network.modules():
         for value in vars(module).values():
@@ -22,9 +27,17 @@ def twin_of(network: nn.Module, device: torch.device | None) -> nn.Module:
                 memo[id(value)] = _stand_in(value, device)
             elif type(value) in (dict, OrderedDict, set) and not value:  # most of what a module holds are empty hooks
                 memo[id(value)] = type(value)()
+            elif type(value) in (list, tuple, dict):
+                memo |= {id(x): _stand_in(x, device) for x in tree_leaves(value) if isinstance(x, Tensor)}
     for tensor in (*network.parameters(), *network.buffers()):
         memo[id(tensor)] = _stand_in(tensor, device)
-    return copy.deepcopy(network, memo)
+    try:
+        return copy.deepcopy(network, memo)
+    except Exception as error:  # of any kind: classes say themselves how they are copied
+        raise UsageError(
+            f"the network cannot be copied: {type(error).__name__}: {error}",
+            "let its modules hold nothing of that kind",
+        ) from error
 
 
 def inputs_on(inputs: tuple[Any, ...], device: torch.device | None) -> tuple[Any, ...]:
