@@ -22,12 +22,12 @@ def twin_of(network: nn.Module, device: torch.device | None) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for module in network.modules():
-        for value in vars(module).values():
+        for attribute, value in vars(module).items():
             if isinstance(value, Tensor):
                 memo[id(value)] = _stand_in(value, device)
             elif type(value) in (dict, OrderedDict, set) and not value:  # most of what a module holds are empty hooks
                 memo[id(value)] = type(value)()
-            elif type(value) in (list, tuple, dict):
+            elif type(value) in (list, tuple, dict) and attribute not in ("_parameters", "_buffers", "_modules"):
                 memo |= {id(x): _stand_in(x, device) for x in tree_leaves(value) if isinstance(x, Tensor)}
     for tensor in (*network.parameters(), *network.buffers()):
         memo[id(tensor)] = _stand_in(tensor, device)
