@@ -13,7 +13,7 @@ from handmade import IMAGE, TOKENS, Net, conv, pooled, simple
 from torch import Tensor, nn
 
 from prunecli.errors import PruneError, TargetError, UsageError
-from prunecli.surgery import Plan, apply, trace
+from prunecli.surgery import Plan, apply, trace, verify
 
 
 def _state(network: nn.Module, optimizer: torch.optim.Optimizer, masks: dict[str, Tensor]) -> Any:
@@ -96,6 +96,8 @@ def test_structures_and_plans_of_other_networks(network: Net, optimizer: torch.o
         (trace(network, IMAGE), Plan({"first": [0]}), "first"),
         (trace(network, IMAGE), Plan({"a": [0, 8]}), "'a'"),
     ):
+        with pytest.raises(UsageError, match=words):
+            verify(network, structure, plan, IMAGE)
         with pytest.raises(UsageError, match=words):
             apply(network, structure, plan, optimizer=optimizer)
         assert _same(before, _state(network, optimizer, {}))

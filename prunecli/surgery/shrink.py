@@ -35,7 +35,7 @@ def apply(
     that cannot be cut, and for what goes along in other shapes; TargetError for a plan that empties a layer.
     """
     keep = structure.keep_masks(plan)
-    _check(structure, network, along)
+    check(structure, network, along)
     if optimizer is not None:
         _check_optimizer(optimizer, all_tensors(network))
     names = _names(structure)
@@ -101,7 +101,8 @@ def _another(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype != torch.float64 else torch.float32
 
 
-def _check(structure: Structure, network: nn.Module, along: Sequence[dict[str, Tensor]]) -> None:
+def check(structure: Structure, network: nn.Module, along: Sequence[dict[str, Tensor]] = ()) -> None:
+    """Is this structure of this network, and does `along` fit it? Raises UsageError, naming a tensor, when not."""
     tensors = all_tensors(network)
     for name, shape in structure.dense.items():
         found = tuple(tensors[name].shape) if name in tensors else "missing"

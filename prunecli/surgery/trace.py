@@ -52,7 +52,9 @@ def verify(network: nn.Module, structure: Structure, plan: Plan, *inputs: Any) -
     """Run a copy of the network cut to `plan`. Raises TargetError where it does not follow.
 
     The trace has tried one cut; code that compares widths may yet take another way where two of them happen to meet.
+    Raises UsageError for a plan or structure of another network.
     """
+    shrink.check(structure, network)
     for _, why in _broken(network, inputs, structure, plan):
         raise TargetError(f"these widths cannot be cut: {why}", "ask for other widths, or --skip that layer")
 
