@@ -35,13 +35,14 @@ def structure_of(network: nn.Module, ledger: Ledger, parts: Components) -> Struc
     frozen = {
         layer: group.reason for group in groups if group.reason for layer in group.layers if layer not in prunable
     }
+    tensors, saved = own_tensors(network), network.state_dict(keep_vars=True)
     return Structure(
         groups=groups,
         frozen=frozen | _single(ledger) | never_called(network, ledger),
         order=list(dict.fromkeys(layer_of(tensor) for tensor, _ in outputs)),
-        dense={name: tuple(t.shape) for name, t in own_tensors(network).items()},
-        unsaved=frozenset(own_tensors(network).keys() - network.state_dict().keys()),
-        aliases=_aliases(network),
+        dense={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        unsaved=frozenset(tensors.keys() - saved.keys()),
+        aliases=_aliases(tensors, saved),
         whole_groups=dict(ledger.whole_groups),
         ledger=ledger,
         parts=parts,
@@ -55,10 +56,9 @@ def _single(ledger: Ledger) -> dict[str, str]:
     return dict.fromkeys(map(layer_of, single), "its output is a single channel")
 
 
-def _aliases(network: nn.Module) -> dict[str, str]:
+def _aliases(tensors: dict[str, Tensor], saved: dict[str, Tensor]) -> dict[str, str]:
     """Further names of tied tensors, and the first name of each."""
-    first = {id(tensor): name for name, tensor in own_tensors(network).items()}
-    saved = network.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in tensors.items()}
     return {name: first[id(t)] for name, t in saved.items() if first.get(id(t), name) != name}
 
 
