@@ -51,6 +51,26 @@ def test_results_look_like_those_of_pytorch(layout: str, dtype: torch.dtype) -> 
         assert _looks(result) == _looks(expected)
 
 
+PAIRS = (
+    [(2, 6, 5, 4), (2, 6, 5, 4)], [(2, 6, 5, 4), (2, 6, 1, 1)], [(2, 6, 1, 1), (2, 6, 5, 4)],
+    [(2, 6, 1, 1), (2, 6, 1, 1)], [(3, 4), (4,)], [(1, 4), (4,)], [(2, 1, 4), (2, 3, 4)], [(2, 3), (2, 2, 3)],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shapes", PAIRS)
+def test_arithmetic_looks_like_that_of_pytorch(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    x, other = (_meta(*shape) for shape in shapes)
+    for op in ("add", "sub", "mul", "div"):
+        result = quick(op, {"self": x, "other": other}, in_place=False)
+        assert result is not None
+        assert _looks(result) == _looks(getattr(torch, op)(x, other))
+
+
+@pytest.mark.parametrize("other", [2.0, _meta(3, 5), _meta(2, 2, 1), _meta(2, 3).double(), _meta(3, 2).T], ids=str)
+def test_other_arithmetic_is_left_to_pytorch(other: Tensor | float) -> None:
+    assert quick("add", {"self": _meta(2, 3), "other": other}, in_place=False) is None
+
+
 def test_an_operation_in_place_returns_its_input() -> None:
     x = _meta(2, 6)
     assert quick("hardtanh", {"self": x}, in_place=True) is x

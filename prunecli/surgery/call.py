@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from prunecli.surgery.layers import Layers, Operand, unite, vector
 from prunecli.surgery.ledger import Ledger
@@ -33,6 +32,15 @@ def set_labels(tensor: Tensor, labels: Labels) -> None:
     tensor._prunecli_labels = labels  # type: ignore[attr-defined]
 
 
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Every tensor among the arguments or results of an operation, lists of them included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
 @dataclass
 class Call:
     """An operation with its arguments by name, its result, and the layer that called it."""
@@ -51,11 +59,11 @@ class Call:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the first result."""
-        return tuple(next(t for t in tree_leaves(self.out) if isinstance(t, Tensor)).shape)
+        return tuple(next(tensors_in((self.out,))).shape)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments."""
-        return [t for t in tree_leaves(self.args) if isinstance(t, Tensor)]
+        return [*tensors_in(self.args.values())]
 
     def operand(self, name: str) -> Operand:
         """Shape and layers of an argument."""

@@ -68,7 +68,7 @@ class SizeMode(TorchFunctionMode):
         if name in ("size", "numel") and isinstance(out, int):
             axis = values[1] % values[0].ndim if name == "size" else 0
             return size_of(out, self.ledger, labels_of(values[0]).layers, axis)
-        if any(isinstance(n, Size) for n in _numbers(values)):
+        if any(isinstance(n, Size) for n in (values[-1:] if name in _CONVOLUTIONS else _numbers(values))):
             self._link(name, values, out)
         return out
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from prunecli.surgery.call import Call, Labels, labels_of, set_labels
+from prunecli.surgery.call import Call, Labels, labels_of, set_labels, tensors_in
 from prunecli.surgery.compute import elementwise
 from prunecli.surgery.layers import Layers, along
 from prunecli.surgery.ledger import Ledger
@@ -30,6 +31,30 @@ def label(network: nn.Module, ledger: Ledger) -> None:
         for axis, length in enumerate(tensor.shape):
             layers += along(ledger.axis(name, axis, length), axis, tensor.ndim)
         set_labels(tensor, Labels(layers, own=name in saved))
+
+
+class _Known(NamedTuple):
+    """What is known of an operation before it is called."""
+
+    op: str
+    rule: Rule | None
+    in_place: bool
+    names: tuple[str, ...]
+    defaults: dict[str, Any]
+
+
+@cache
+def _known(func: Any) -> _Known:
+    schema = func._schema
+    name = schema.name.removeprefix("aten::")
+    op = name.rstrip("_") if schema.is_mutable else name
+    return _Known(
+        op,
+        RULES.get(op, elementwise if torch.Tag.pointwise in func.tags else None),
+        schema.is_mutable,
+        tuple(argument.name for argument in schema.arguments),
+        {a.name: a.default_value for a in schema.arguments if a.has_default_value()},
+    )
 
 
 class LabelMode(TorchDispatchMode):
@@ -70,49 +95,44 @@ class LabelMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         step, part = self.ledger.place
+        known = _known(func)
         if func._schema.name not in _COPIES:
             self.ledger.place = (step, part + 1) if self._inside else (step + 1, 0)
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        name = func._schema.name.removeprefix("aten::")
-        op = name.rstrip("_") if func._schema.is_mutable else name
-        if op in _VALUES:
+        if known.op in _VALUES:
             return self._value(func, args[0])
-        if op == "index":
+        if known.op == "index":
             args = (args[0], self._places(args[1]))
-            tensors = [args[0], *(x for x in args[1] if x is not None)]
+        tensors = [*tensors_in((*args, *kwargs.values()))]
         if len({x.device for x in tensors if x.ndim}) > 1:  # constants that the code makes without naming a device
             args, kwargs = tree_map_only(Tensor, lambda x: x if x.is_meta else x.to(META), (args, kwargs))
         if not any(labels_of(x).layers for x in tensors):
             out = func(*args, **kwargs)
-            if RULES.get(op) is view and self.ledger.place in self.ledger.expected:  # in a trial, of a lone unit
-                self.ledger.reshape((), (), tuple(out.shape), f"{op} in {self.layer or 'the network itself'}")
+            if known.rule is view and self.ledger.place in self.ledger.expected:  # in a trial, of a lone unit
+                self.ledger.reshape((), (), tuple(out.shape), f"{known.op} in {self.layer or 'the network itself'}")
             return out
-        self._op, self._reaching = op, tensors
-        rule = RULES.get(op, elementwise if torch.Tag.pointwise in func.tags else None)
-        if rule is None:
+        self._op, self._reaching = known.op, tensors
+        if known.rule is None:
             self._inside += 1
             with self:
                 parts = func.decompose(*args, **kwargs)
             self._inside -= 1
             if parts is not NotImplemented:
                 return parts
-        names = [argument.name for argument in func._schema.arguments]
-        defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
-        named = defaults | dict(zip(names, args, strict=False)) | kwargs
-        if rule is view and func._schema.is_mutable:  # the rule reads the shape that its argument had
+        named = known.defaults | dict(zip(known.names, args, strict=False)) | kwargs
+        if known.rule is view and known.in_place:  # the rule reads the shape that its argument had
             named["self"] = args[0].detach()
             set_labels(named["self"], labels_of(args[0]))
-        out = quick(op, named, in_place=func._schema.is_mutable)
+        out = quick(known.op, named, in_place=known.in_place)
         if out is None:
             out = func(*args, **kwargs)
-        call = Call(self.ledger, op, named, out, self.layer)
-        self._carry(call, rule or _refuse, tensors)
+        call = Call(self.ledger, known.op, named, out, self.layer)
+        self._carry(call, known.rule or _refuse, tensors)
         return out
 
     def _carry(self, call: Call, rule: Rule, tensors: list[Tensor]) -> None:
         result = rule(call)
         own = all(labels_of(x).own or x.numel() == 1 for x in tensors)
-        for i, tensor in enumerate(x for x in tree_leaves(call.out) if isinstance(x, Tensor)):
+        for i, tensor in enumerate(tensors_in((call.out,))):
             set_labels(tensor, Labels(result[i] if isinstance(result, list) else result, own))
 
     def _value(self, func: Any, x: Tensor) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_COMBINED = {"add", "sub", "mul", "div"}
 _LIKE_INPUT = {"relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "leaky_relu", "elu"}
 
 
@@ -18,13 +19,27 @@ def quick(op: str, args: dict[str, Any], *, in_place: bool) -> Tensor | None:
     x = args.get("input", args.get("self"))
     if not (isinstance(x, Tensor) and x.is_meta and x.is_floating_point()):
         return None
+    if op in _COMBINED and not in_place:
+        return _combined(x, args["other"])
     if op in _LIKE_INPUT or (op == "batch_norm" and _all_of(args, x.shape[1:2])):
-        return x if in_place else torch.empty_like(x)
+        return x if in_place else x.new_empty(x.shape) if x.is_contiguous() else torch.empty_like(x)
     if op == "layer_norm" and _all_of(args, x.shape[x.ndim - len(args["normalized_shape"]) :]):
         return x.new_empty(x.shape)
     if op == "linear" and _multiplies(x, args["weight"], args["bias"]):
         return x.new_empty((*x.shape[:-1], len(args["weight"])))
     return None
+
+
+def _combined(x: Tensor, other: object) -> Tensor | None:
+    """Arithmetic of two tensors of one type laid out in order, one of which has the shape of the result."""
+    if not (isinstance(other, Tensor) and other.is_meta and other.dtype == x.dtype):
+        return None
+    if not (x.is_contiguous() and other.is_contiguous()):
+        return None
+    larger, smaller = (x, other) if x.numel() >= other.numel() else (other, x)
+    sizes = [*zip(reversed(larger.shape), reversed(smaller.shape), strict=False)]
+    fits = len(sizes) == smaller.ndim and all(b in (1, a) for a, b in sizes)
+    return larger.new_empty(larger.shape) if fits else None
 
 
 def _all_of(args: dict[str, Any], shape: torch.Size) -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-
-from prunecli.surgery.call import Call, labels_of
+from prunecli.surgery.call import Call, labels_of, tensors_in
 from prunecli.surgery.layers import Layers, along, vector
 
 
@@ -22,7 +19,7 @@ def recurrent(call: Call) -> list[Layers]:
     weight = [tensor for tensor in call.tensors() if tensor.ndim == 2 and labels_of(tensor).own][-1]
     columns = vector(call.ledger, labels_of(weight).layers, 1, weight.shape[1], why)
     call.ledger.mark(columns, "out")
-    outputs = [tensor for tensor in tree_leaves(call.out) if isinstance(tensor, Tensor)]
+    outputs = [*tensors_in((call.out,))]
     sizes = [tensor.shape[-1] for tensor in outputs]
     repeated = [columns.repeat(-(-size // len(columns)))[:size] for size in sizes]
     return [along(nodes, -1, tensor.ndim) for nodes, tensor in zip(repeated, outputs, strict=True)]

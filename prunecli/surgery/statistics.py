@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prunecli.surgery.call import Call, labels_of
 from prunecli.surgery.compute import elementwise
-from prunecli.surgery.layers import Layers, Operand, along, fix_support, rigid, support
+from prunecli.surgery.layers import Layers, fix_support, rigid, support
 
 # of slices that hold zeros these are what they are without the slices, as a product with ones would be
 _SUMS = {"sum", "nansum", "linalg_vector_norm", "norm", "count_nonzero", "any"}
@@ -53,14 +53,13 @@ def _normalised(call: Call, axes: set[int]) -> None:
 
 def _tie_affine(call: Call, names: tuple[str, ...]) -> Layers:
     """Ties these arguments, one value a channel, to axis 1 of the input."""
-    ndim = call.args["input"].ndim
-    operands: list[Operand] = [call.operand("input")]
+    channels = call.nodes("input", 1)
     for name in names:
         if call.args.get(name) is not None:
             nodes = call.nodes(name, 0)
             call.mark(name, nodes, "norm")
-            operands.append(([len(nodes) if d == 1 else 1 for d in range(ndim)], along(nodes, 1, ndim)))
-    return call.unite(operands)
+            call.ledger.tie(channels, nodes, call.why)
+    return call.layers("input")
 
 
 def reduction(call: Call) -> Layers:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunecli.surgery.ledger import FIXED, Axis, Ledger, Side
+from prunecli.surgery.ledger import FIXED, Ledger, Side
 from prunecli.surgery.structure import Plan, Structure
 
 
@@ -36,18 +36,17 @@ class Trial(Ledger):
         for axis in (axis for key in plan.kept for axis in structure.by_key[key].outputs):
             self._stays[self._parts.unit[self._whole.axes[axis]]] = False
         self._stays[FIXED] = True
-        left = [torch.unique(self._left(axis)) for axis in self.keep]
+        self._units = self._parts.root.clone()  # one that is alone on some axis has no label to follow anywhere
+        left = [self._parts.root[self._whole.axes[axis]][mask] for axis, mask in self.keep.items()]
         left += [self._parts.root[self._whole.sizes[axis]][mask] for axis, mask in self.counted.items()]
-        self._lone = torch.cat([torch.zeros(0, dtype=torch.int64), *(units for units in left if len(units) == 1)])
+        for units in left:
+            if bool((units == units[:1]).all()):
+                self._units[self._parts.root == units[0]] = FIXED
 
     def axis(self, tensor: str, axis: int, length: int) -> Tensor:
-        """Units of the slices that are left; a unit that is alone on some axis has no label to follow anywhere."""
-        units = self._left((tensor, axis))
-        return torch.where(torch.isin(units, self._lone), FIXED, units)
-
-    def _left(self, axis: Axis) -> Tensor:
-        units = self._parts.root[self._whole.axes[axis]]
-        return units[self.keep[axis]] if axis in self.keep else units
+        """Units of the slices that are left."""
+        units = self._units[self._whole.axes[tensor, axis]]
+        return units[self.keep[tensor, axis]] if (tensor, axis) in self.keep else units
 
     def counts(self, attribute: str, item: int, value: int) -> bool:
         """As before the cut."""
@@ -55,9 +54,8 @@ class Trial(Ledger):
 
     def size(self, attribute: str, item: int, value: int) -> Tensor:
         """Units that are left of those that an attribute counts."""
-        units = self._parts.root[self._whole.sizes[attribute, item]]
-        units = units[self.counted[attribute, item]] if (attribute, item) in self.counted else units
-        return torch.where(torch.isin(units, self._lone), FIXED, units)
+        units = self._units[self._whole.sizes[attribute, item]]
+        return units[self.counted[attribute, item]] if (attribute, item) in self.counted else units
 
     def answer(self, value: object) -> object:
         """On the meta device the value that the whole network got."""
