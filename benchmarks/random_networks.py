@@ -3,8 +3,10 @@
     python benchmarks/random_networks.py [--networks 2000] [--first 0]
 
 Each network is checked as in tests/test_surgery_random.py: the cut network must compute what the whole one does with
-its removed slices missing, in eval and train mode. Number 1234 is the same network in every run. What fails is printed
-as the program that makes it, and the exit code is 1.
+its removed slices missing, in eval and train mode, and where that differs from zeros in their place the group must say
+so; removing dead units must change nothing; the record must make the same cut of the dense network; gradients, momentum
+and scores must follow. Number 1234 is the same network in every run. What fails is printed as the program
+that makes it, and the exit code is 1.
 """
 
 from __future__ import annotations

@@ -30,15 +30,19 @@ class Outcome:
 
 
 def random_plan(structure: Structure, seed: int) -> Plan:
-    """Most groups lose a random share of their units, some nothing."""
+    """Most groups lose a random share of their units, some nothing; of every third network one group alone does."""
     pick = random.Random(seed)
     groups = [group for group in structure.groups if group.prunable and pick.random() < 0.8]
+    if seed % 3 == 0 and groups:
+        groups = [pick.choice(groups)]
     return Plan({g.key: sorted(pick.sample(range(g.units), pick.randint(1, g.units))) for g in groups})
 
 
 def check(program: Program, seed: int) -> Outcome:
     """Trace, plan, cut and compare in both modes; raises AssertionError for whatever does not hold."""
     network = oracle.randomise(Network(program), seed)
+    for number, parameter in enumerate(network.parameters()):
+        parameter.requires_grad_(number % 3 > 0)
     inputs, others = inputs_of(program, 2), inputs_of(program, 3, seed=1)
     before, modes = copy.deepcopy(network.state_dict()), [m.training for m in network.modules()]
     structure = trace(network, *inputs, heads=bool(seed % 2))
@@ -46,12 +50,11 @@ def check(program: Program, seed: int) -> Outcome:
     assert [m.training for m in network.modules()] == modes, "the trace changed the mode"
     check_reasons(network, structure)
     plan = random_plan(structure, seed)
-    cut = copy.deepcopy(network)
     try:
         verify(network, structure, plan, *inputs)
     except TargetError as error:
-        return Outcome(network, structure, plan, cut, Surgery(), str(error))
-    record = apply(cut, structure, plan)
+        return Outcome(network, structure, plan, network, Surgery(), str(error))
+    cut, record = cut_along(network, structure, plan)
     assert structure.shapes(plan) == {name: tuple(t.shape) for name, t in cut.state_dict().items()}
     again = copy.deepcopy(network)
     replay(again, record)
@@ -69,6 +72,26 @@ def check(program: Program, seed: int) -> Outcome:
     if program.silent:
         check_dead(network, structure, Plan({key: kept for key, kept in plan.kept.items() if key not in said}), others)
     return Outcome(network, structure, plan, cut, record)
+
+
+def cut_along(network: nn.Module, structure: Structure, plan: Plan) -> tuple[nn.Module, Surgery]:
+    """A cut copy and its record; gradients, momentum and scores, twice, three and four times the weights, stay so."""
+    cut = copy.deepcopy(network)
+    before = list(cut.parameters())
+    optimizer = torch.optim.SGD(before, 0.1, momentum=0.9)
+    for parameter in before:
+        parameter.grad = 2 * parameter.detach()
+        optimizer.state[parameter]["momentum_buffer"] = 3 * parameter.detach()
+    scores = {name: 4 * tensor for name, tensor in cut.state_dict().items()}
+    record = apply(cut, structure, plan, optimizer=optimizer, along=[scores])
+    for one, other, dense in zip(before, cut.parameters(), network.parameters(), strict=True):
+        assert one is other
+        assert one.requires_grad == dense.requires_grad
+        assert torch.equal(one.grad, 2 * one)
+        assert torch.equal(optimizer.state[one]["momentum_buffer"], 3 * one)
+        one.grad = None
+    assert all(torch.equal(scores[name], 4 * tensor) for name, tensor in cut.state_dict().items())
+    return cut, record
 
 
 def lost(structure: Structure, plan: Plan) -> set[str]:
