@@ -119,3 +119,27 @@ def test_train_mode_is_not_needed_for_layers_that_are_never_called() -> None:
     assert structure.by_key["a"].prunable
     with pytest.raises(UsageError, match="no target"):
         trace(Demanding(), IMAGE, train=True)
+
+
+class Training(nn.Module):
+    """Does something with its channels in train mode only, in a function of its own."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor], *, returns: bool) -> None:
+        super().__init__()
+        self.a, self.fc, self.act, self.returns = nn.Linear(12, 8), nn.Linear(8, 3), act, returns
+
+    def forward(self, x: Tensor) -> Any:
+        return self._head(self.a(x))
+
+    def _head(self, y: Tensor) -> Any:
+        z = self.fc(self.act(y) if self.training else y)
+        return (z, y) if self.training and self.returns else z
+
+
+def test_what_only_train_mode_does_is_seen() -> None:
+    def relative(y: Tensor) -> Tensor:
+        return y * y.amax(1, keepdim=True)
+
+    assert trace(Training(nn.ReLU(), returns=False), FEATURES).group_of("a").prunable
+    assert "outputs of the network" in trace(Training(nn.ReLU(), returns=True), FEATURES).frozen["a"]
+    assert "amax" in trace(Training(relative, returns=False), FEATURES).frozen["a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -29,11 +30,11 @@ _OF_EVERY_MODULE = vars(nn.Module()).keys()
 def trace(network: nn.Module, *inputs: Any, train: bool = False, heads: bool = False) -> Structure:
     """Which slices of which parameters and buffers can be cut together; the network is left as it was.
 
-    A copy runs on the meta device, without values, in eval mode; and once more in train mode if `train`, or if layers
-    were never called, so that heads which exist only there are seen if it runs there on these inputs. A network that
-    asks for values runs once with its own weights instead. Then a copy with half of every group cut off runs, and
-    whatever does not follow the cut is fixed, with the reason. Attention loses the same positions of every head or, if
-    `heads`, whole heads.
+    A copy runs on the meta device, without values, in eval mode; and once more in train mode if `train`, or if it runs
+    there on these inputs and its code asks for the mode or layers were never called, so that what happens only there is
+    seen. A network that asks for values runs once with its own weights instead. Then a copy with half of every group
+    cut off runs, and whatever does not follow the cut is fixed, with the reason. Attention loses the same positions of
+    every head or, if `heads`, whole heads.
     Raises UsageError, naming the layer, when the network does not run on these inputs or cannot be cut at all.
     """
     _check(network)
@@ -79,11 +80,24 @@ def _whole(network: nn.Module, inputs: tuple[Any, ...], heads: bool, train: bool
         return _run_on(None, network, inputs, Ledger(heads=heads), train)
 
 
+def _asks_for_mode(network: nn.Module) -> bool:
+    """Does the network's own code look at `training`? Known layers do nothing there that concerns channels."""
+    kinds = {kind for module in network.modules() for kind in type(module).__mro__}
+    own = [vars(kind).values() for kind in kinds if not kind.__module__.startswith(("torch.", "torchvision.ops."))]
+    return any(
+        _names(value.__code__, "training") for values in own for value in values if isinstance(value, FunctionType)
+    )
+
+
+def _names(code: CodeType, name: str) -> bool:
+    return name in code.co_names or any(_names(part, name) for part in code.co_consts if isinstance(part, CodeType))
+
+
 def _run_on(
     device: torch.device | None, network: nn.Module, inputs: tuple[Any, ...], ledger: Ledger, train: bool
 ) -> Ledger:
     for mode in (False, True):
-        if mode and not train and not never_called(network, ledger):
+        if mode and not train and not never_called(network, ledger) and not _asks_for_mode(network):
             break
         answers = len(ledger.answers)
         with torch.inference_mode():
