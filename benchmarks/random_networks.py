@@ -30,6 +30,7 @@ from random_checks import Outcome, check
 from random_networks import STARTS, Program
 
 HEADS = "heads."
+_DETAILS = re.compile(r" in (steps|heads)\.[\w.]+|[\[(][-\d, *]+[\])]|\b\d+\b")  # of reasons: layers and sizes
 
 
 class Tally:
@@ -50,9 +51,7 @@ class Tally:
             self.counts["units removed"] += group.units - len(outcome.plan.kept.get(group.key, range(group.units)))
             self.counts["groups whose cut changes the function"] += group.changes_function is not None
             if group.reason:
-                self.reasons[
-                    re.sub(r" in (steps|heads)\.[\w.]+|[\[(][-\d, *]+[\])]|\b\d+\b", "", group.reason)[:90]
-                ] += 1
+                self.reasons[_DETAILS.sub("", group.reason)[:90]] += 1
         self.counts["units of every layer"] += sum(outcome.structure.dense[t][a] for g in groups for t, a in g.outputs)
         self.counts["plans that verify refused"] += outcome.refused is not None
         self.pieces.update(program.pieces)
