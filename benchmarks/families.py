@@ -5,10 +5,10 @@
 Small members of timm's families or, with --torchvision, all classification and segmentation networks of torchvision,
 some for video, and the backbones inside its detection networks. Each has random weights and runs in a process of its
 own. A random half of the units of every prunable group goes. Both properties, see tests/zoo.py, are checked in eval and
-train mode in float64 to 1e-9 of the largest output (networks above 400 million parameters in float32, to 1e-4): cutting
-equals masking, and exactly the groups of which something averages over the cut say so ("change function"); dead units
-change nothing. The cut network is saved and loaded and, with --onnx, exported and run by onnxruntime. Without names the
-table goes to benchmarks/results/families.md or torchvision.md.
+train mode, in float64 to 1e-9 of the largest output; large networks, and those with depthwise convolutions, which take
+minutes in float64, in float32 to 1e-4. Cutting equals masking, and exactly the groups of which something averages over
+the cut say so ("change function"); dead units change nothing. The cut network is saved and loaded and, with --onnx,
+exported and run by onnxruntime. Without names the table goes to benchmarks/results/families.md or torchvision.md.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ HEAD = (
     "MACs",
     "change function",
     "trace",
+    "precision",
     "verdict",
     "left alone, and why",
 )
 SIDE = 64  # of images, where a network takes any: large ones show nothing that small ones do not
-LARGE = 4e8  # parameters; above, float64 would take too much memory
+LARGE, MANY = 5e7, 32  # parameters and groups of a convolution: above, float64 takes too much memory or time
 SIDES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 56, "ssd300_vgg16": 300, "inception_resnet_v2": 96}
 FRAMES = dict.fromkeys(("r3d_18", "mc3_18", "r2plus1d_18"), (4, 32, 32)) | {"s3d": (16, 64, 64)}
 ARGS: dict[str, dict[str, Any]] = {  # smaller images, and fewer blocks that are like the others
@@ -145,7 +146,9 @@ def examine(name: str, onnx: bool) -> Iterator[tuple[str, Any]]:
     network, inputs = build(name)
     short = name.partition(":")[2]
     large = sum(parameter.numel() for parameter in network.parameters()) > LARGE
+    large |= any(getattr(module, "groups", 1) > MANY for module in network.modules())
     dtype = torch.float32 if large else torch.float64
+    yield "precision", str(dtype).removeprefix("torch.")
     network, inputs = oracle.randomise(network, dtype=dtype).eval(), (inputs[0].to(dtype),)
 
     yield "step", "trace"
@@ -234,6 +237,7 @@ def row(family: str, name: str, found: dict[str, Any]) -> tuple[str, ...]:
         cell("macs"),
         str(changing or ""),
         seconds,
+        found.get("precision", "-"),
         found["verdict"],
         left,
     )
