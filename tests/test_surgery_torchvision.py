@@ -20,9 +20,12 @@ from prunecli.surgery import Structure, apply, trace
 from prunecli.vision import torchvision
 
 SIDES = {"inception_v3": 299, "maxvit_t": 224, "vit_b_32": 224}
-FOLLOW = """alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
-    mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d squeezenet1_0 swin_t
-    vgg11 vgg11_bn vit_b_32 wide_resnet50_2 deeplabv3_resnet50 fcn_resnet50 lraspp_mobilenet_v3_large""".split()
+FOLLOW = [
+    "alexnet", "convnext_tiny", "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5",
+    "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnet50",
+    "resnext50_32x4d", "squeezenet1_0", "swin_t", "vgg11", "vgg11_bn", "vit_b_32", "deeplabv3_resnet50",
+    "fcn_resnet50", "lraspp_mobilenet_v3_large",
+]  # fmt: skip
 
 
 def outputs(network: nn.Module, x: Tensor) -> list[torch.Size]:
@@ -95,7 +98,7 @@ def swin(version: str = "") -> nn.Module:
         "block": getattr(torchvision.models.swin_transformer, f"SwinTransformerBlock{version}"),
         "downsample_layer": getattr(torchvision.models.swin_transformer, f"PatchMerging{version}"),
     }
-    return torchvision.models.SwinTransformer([4, 4], 12, [2, 2], [2, 4], [4, 4], num_classes=5, **parts)
+    return torchvision.models.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=5, **parts)
 
 
 def test_swin_divides_by_the_root_of_its_channels_and_says_so() -> None:
