@@ -80,7 +80,10 @@ class Trial(Ledger):
         for d in (d for d in range(len(size)) if shape[d : d + 1] != size[d : d + 1]):
             units = [self._parts.unit[nodes] for nodes in before]
             if all(bool((unit == unit.narrow(d, 0, 1)).all()) for unit in units):
-                self.broken += [(nodes, f"{why} has sizes of channels written in the code") for nodes in before]
+                self.broken += [
+                    (nodes, f"{why} has sizes of channels written in the code; flatten or x.shape would follow")
+                    for nodes in before
+                ]
 
     def change(self, nodes: Tensor, why: str) -> None:
         """Known from the whole network."""
