@@ -61,6 +61,9 @@ class Missing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
+        if name == "convolution" and args[0].ndim == 3 and 0 < int((there := _places(args[0])).sum()) < len(there):
+            self.mixing.add(name)
+            return _sliding(func, there, *args)
         if name in _PRODUCTS:
             return _PRODUCTS[name](func, *args, **(kwargs or {}))
         if name in _OVER_AXES and args[0].is_floating_point() and bool(args[0].isnan().any()):
@@ -109,6 +112,17 @@ def _bilinear(func: Any, a: Tensor, weight: Tensor, b: Tensor, *axes: Any) -> Te
     """The product of three of which bilinear layers are made; weights are [outputs, inputs, inputs]."""
     result = func(a.nan_to_num(), weight.nan_to_num(), b.nan_to_num(), *axes)
     return result.masked_fill(weight.isnan().flatten(1).all(1), NAN)
+
+
+def _places(x: Tensor) -> Tensor:
+    """Which places along the last axis hold anything."""
+    return ~x.isnan().flatten(0, -2).all(0)
+
+
+def _sliding(func: Any, there: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    """A convolution along channels, as many as before: neighbours are those that are there."""
+    result = func(x[..., there], *rest)
+    return result.new_full((*result.shape[:2], len(there)), NAN).index_copy(2, there.nonzero()[:, 0], result)
 
 
 _PRODUCTS: dict[str, Callable[..., Tensor]] = {
