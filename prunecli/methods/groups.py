@@ -145,12 +145,11 @@ def score(network: nn.Module, group: Group, criterion: Criterion, scorer: Scorer
     """
     if criterion.reads == "unit":
         return scorer(torch.zeros(group.units, 0)).tolist()
-    tensors = dict(network.named_parameters())
     total, readings = torch.zeros(group.units, dtype=torch.float64), torch.zeros(group.units)
     for member in group.members:
         if member.role != criterion.reads or not _is_read(member.tensor, group, criterion, network):
             continue
-        units, slices = aligned(tensors[member.tensor], member.axis, member.unit)
+        units, slices = aligned(network.get_parameter(member.tensor), member.axis, member.unit)
         scores = scorer(slices).tolist()
         if ranked and not criterion.comparable:
             scores = normalised(scores)

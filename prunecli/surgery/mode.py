@@ -25,7 +25,7 @@ _VALUES = {"item", "is_nonzero", "_local_scalar_dense", "nonzero"}
 
 def label(network: nn.Module, ledger: Ledger) -> None:
     """Give every parameter and buffer a layer of labels along each of its axes; buffers not saved are no weights."""
-    saved = network.state_dict()
+    saved = network.state_dict(keep_vars=True)
     for name, tensor in own_tensors(network).items():
         layers: Layers = ()
         for axis, length in enumerate(tensor.shape):
