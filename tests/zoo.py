@@ -8,13 +8,14 @@ that its cut changes the function. Dead units change nothing: of the groups that
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import missing
 import oracle
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -22,19 +23,19 @@ from torch.utils._pytree import tree_map_only
 from prunecli.surgery import Plan, Structure, apply, trace
 
 Prepare = Callable[[nn.Module, nn.Module], object]
-LOUD = {
-    "efficientformerv2_s0": tuple(f"stages.2.blocks.{n}.token_mixer.talking_head1" for n in (4, 5)),
-}  # networks, and their groups whose units feed a soft-max
+LOUD = ("talking_head1", "proj_l")  # layers whose units a soft-max reads: they are not dead when all of them is zero
 
 
-def check(network: nn.Module, inputs: tuple[Any, ...], **options: Any) -> Structure:
-    """Trace, cut a random half of every group and check both properties, with `options` of the two; see there."""
-    network = oracle.randomise(network)
-    inputs = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
+def check(
+    network: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype = torch.float64, prepare: Prepare | None = None
+) -> Structure:
+    """Trace, cut a random half of every group and check both properties, `prepare` as below."""
+    network = oracle.randomise(network, dtype=dtype)
+    inputs = tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
     structure = trace(network, *inputs)
     plan = oracle.half(structure)
-    check_masking(network, structure, plan, inputs, options.get("prepare"))
-    check_dead(network, structure, plan, inputs, options.get("loud", ()))
+    check_masking(network, structure, plan, inputs, prepare)
+    check_dead(network, structure, plan, inputs)
     return structure
 
 
@@ -55,14 +56,10 @@ def check_masking(
     assert bool(mixing or counted or prepare) == bool(said), f"{mixing} mix what was cut; what groups say: {said}"
 
 
-def check_dead(
-    network: nn.Module, structure: Structure, plan: Plan, inputs: tuple[Any, ...], loud: Collection[str] = ()
-) -> None:
-    """Removing units of zero weights, biases, scales, shifts and running means changes nothing, in either mode.
-
-    Units of the groups in `loud` are not dead when all of that is zero: soft-max of zeros is not.
-    """
-    silent = {k: kept for k, kept in plan.kept.items() if not structure.by_key[k].changes_function and k not in loud}
+def check_dead(network: nn.Module, structure: Structure, plan: Plan, inputs: tuple[Any, ...]) -> None:
+    """Removing units of zero weights, biases, scales, shifts and running means changes nothing, in either mode."""
+    unchanged = {key: kept for key, kept in plan.kept.items() if not structure.by_key[key].changes_function}
+    silent = {key: kept for key, kept in unchanged.items() if not key.endswith(LOUD)}
     dead = copy.deepcopy(network)
     for name, parameter in dead.named_parameters():
         if parameter.numel() == 1 and name.endswith("bias"):  # a shift that all channels share would not be zero
