@@ -214,3 +214,11 @@ def test_latency_without_onnxruntime_says_what_to_install(monkeypatch):
     with pytest.raises(PruneError, match="onnxruntime") as error:
         latency([(nn.Flatten(), torch.zeros(1, 2, 2))], repeats=2)
     assert "pip install" in error.value.hint
+
+
+def test_a_module_of_two_names_keeps_its_values() -> None:
+    shared = nn.Linear(3, 3)
+    network = nn.Sequential(shared, nn.Sequential(shared))
+    positions = cost(network, torch.zeros(1, 3)).positions
+    assert not shared.weight.is_meta
+    assert positions["0.weight"] == 2

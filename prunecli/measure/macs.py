@@ -40,7 +40,9 @@ def cost(network: nn.Module, *inputs: Tensor) -> Cost:
     network.eval()
     try:
         with torch.no_grad(), counter:
-            torch.func.functional_call(network, parameters | buffers, tuple(examples))
+            torch.func.functional_call(
+                network, _by_module(network, parameters | buffers), tuple(examples), tie_weights=False
+            )
     except Exception as error:  # a user's own forward raises anything
         raise PruneError(
             f"{type(network).__name__} cannot be measured: {type(error).__name__}: {error}",
@@ -119,6 +121,17 @@ def _macs(function: Callable[..., Any], args: tuple[Any, ...], result: Tensor, f
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _by_module(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stand-ins by the name of each tensor in each module, modules of two names once, else they would stay."""
+    first = {id(t): tensors[name] for name, t in (*network.named_parameters(), *network.named_buffers())}
+    return {
+        f"{prefix}.{name}" if prefix else name: first[id(tensor)]
+        for prefix, module in network.named_modules()
+        for name, tensor in (module._parameters | module._buffers).items()
+        if tensor is not None
+    }
 
 
 def _meta(value: Any) -> Any:
