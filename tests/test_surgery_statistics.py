@@ -155,3 +155,10 @@ def test_a_cut_leaves_what_weights_are_made_of_in_step(old: bool) -> None:
     assert network.b.training
     assert (network.b.groups, network.b.weight.shape) == (2, (2, 1, 3, 3))
     assert network(IMAGE).shape == (3, 4)
+
+
+def test_a_group_norm_of_each_channel_alone_is_cut_exactly() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(8, 8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    structure = oracle.check_masking(network, (torch.randn(2, 3, 8, 8),))
+    assert structure.group_of("0").units == 8
+    assert structure.group_of("0").changes_function is None

@@ -25,7 +25,7 @@ _ARITHMETIC = {
     "__rpow__", "float_power", "floor_divide", "__floordiv__", "remainder", "clamp", "clamp_", "where", "masked_fill",
     "masked_fill_", "fill_", "full_like", "addcmul", "addcdiv", "tensor", "scalar_tensor", "new_tensor",
 }  # fmt: skip
-_HANDLED = _SHAPED | _CREATED | _CONVOLUTIONS | _PLACES | {"__get__", "size", "numel"}
+_HANDLED = _SHAPED | _CREATED | _CONVOLUTIONS | _PLACES | {"__get__", "size", "numel", "group_norm"}
 
 
 class SizeMode(TorchFunctionMode):
@@ -96,6 +96,8 @@ class SizeMode(TorchFunctionMode):
                 for layer in labels_of(values[0]).layers:
                     if axis in support(layer):
                         size.count(layer.narrow(axis, 0, int(size)), axis, why)
+        elif name == "group_norm" and int(values[1]) == values[0].shape[1]:  # each channel alone
+            _measure(values[1], values[0], 1, why)
         elif name in _CONVOLUTIONS and isinstance(values[-1], Size):
             groups, weight = values[-1], values[1]
             for layer in labels_of(weight).layers:
