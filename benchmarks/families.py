@@ -51,7 +51,7 @@ SIDES = {
     "inception_resnet_v2": 96,
     "inception_v4": 96,
 }
-FRAMES = dict.fromkeys(("r3d_18", "mc3_18", "r2plus1d_18"), (4, 32, 32)) | {"s3d": (16, 64, 64)}
+FRAMES = dict.fromkeys(("r3d_18", "mc3_18", "r2plus1d_18"), (4, 32, 32))
 ARGS: dict[str, dict[str, Any]] = {  # smaller images, and fewer blocks that are like the others
     "beit_base_patch16_224": {"depth": 3, "img_size": 64},
     "beitv2_base_patch16_224": {"depth": 3, "img_size": 64},
@@ -119,7 +119,7 @@ def torchvision_families() -> dict[str, str]:
         family = re.match("wide_resnet|resnext|[a-z]+", name)
         families.setdefault(family[0] if family else name, []).append(name)
     families["segmentation"] = models.list_models(module=models.segmentation)
-    families["video"] = ["r3d_18", "mc3_18", "r2plus1d_18", "s3d"]
+    families["video"] = ["r3d_18", "mc3_18", "r2plus1d_18"]
     families["detection (backbone)"] = models.list_models(module=models.detection)
     return {family: " ".join(names) for family, names in families.items()}
 
