@@ -19,13 +19,14 @@ from prunecli import checkpoint as checkpoints
 from prunecli import models
 from prunecli.commands.report import run
 from prunecli.errors import UsageError
-from prunecli.measure import cost
+from prunecli.measure import cost, totals
 from prunecli.options.report import ReportOptions
 from prunecli.reporting.html import page
 from prunecli.reporting.model import Report
 from prunecli.reporting.pictures.lanes import lanes
 from prunecli.reporting.structure import brief
 from prunecli.reporting.terminal import render
+from prunecli.reporting.tracing import outline
 from prunecli.sidecar import Arch, Sidecar
 
 
@@ -118,6 +119,33 @@ def test_depthwise_convolutions_hand_channels_on(tmp_path: Path) -> None:
     assert groups["features.2.conv.0.0"]["readers"] == ["features.2.conv.2"]
     said = texts(drawing(page(made)))
     assert any("hands on the units of features.2.conv.0.0" in line for line in said)
+
+
+class Gated(nn.Module):
+    """A gate of one channel, and a layer that does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.gate, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 1), nn.Linear(8, 5)
+        self.idle = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        result: torch.Tensor = self.head((x * self.gate(x).sigmoid()).mean((2, 3)))
+        return result
+
+
+def test_layers_of_one_channel_are_not_those_that_never_ran() -> None:
+    network = Gated()
+    counted = totals(cost(network, torch.zeros(1, 3, 8, 8)), shapes(network), {})
+    made = outline(network, (3, 8, 8), counted)
+    assert made.never_called == ("idle",)
+    assert made.of(made.lines[1]) == "cannot be cut: its output is a single channel"
+    assert made.summary == "Of 3 layers 1 can be cut alone, 2 not at all, 1 never ran on these inputs (idle)."
+
+
+def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def test_checkpoints_of_one_structure_share_a_picture(residual: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from prunecli.measure import Totals
 from prunecli.reporting.structure import Line, Member, Outline, Tied
 from prunecli.surgery import Plan, Structure, trace
+from prunecli.surgery.grouping import never_called
 from prunecli.surgery.reasons import Bundle, bundles
 from prunecli.surgery.structure import layer_of
 
@@ -21,8 +22,10 @@ def outline(network: nn.Module, shape: Sequence[int], sums: Totals) -> Outline:
     widths = {layer.name: layer.shape[0] for layer in sums.layers} | structure.widths(Plan())
     lines = tuple(Line(name, kinds.get(name, ""), widths[name]) for name in _merged([*kinds], structure.order))
     groups = tuple(_tied(structure, bundle, kinds) for bundle in bundles(structure))
-    made = {layer for group in groups for layer in group.layers}
-    return Outline(lines, groups, tuple(layer for layer in structure.frozen if layer not in made))
+    idle = never_called(network, structure.ledger)
+    named = {layer for group in groups for layer in group.layers} | idle.keys()
+    single = tuple(_single(line.name, structure) for line in lines if line.name in structure.frozen.keys() - named)
+    return Outline(lines, (*groups, *single), tuple(idle))
 
 
 def _merged(called: list[str], makers: list[str]) -> list[str]:
@@ -50,6 +53,21 @@ def _tied(structure: Structure, bundle: Bundle, computing: Collection[str]) -> T
         members=members,
         reason=first.reason,
         changes_function=first.changes_function,
+    )
+
+
+def _single(layer: str, structure: Structure) -> Tied:
+    """A layer that makes too few channels for a group of its own."""
+    return Tied(
+        key=layer,
+        units=0,
+        layers=(layer,),
+        readers=(),
+        carriers=(),
+        joins=(),
+        members=(),
+        reason=structure.frozen[layer],
+        changes_function=None,
     )
 
 
