@@ -20,6 +20,9 @@ def arrays(sidecar: Sidecar) -> Iterator[tuple[str, Array]]:
     if sidecar.training:
         for key, array in sidecar.training.rng.items():
             yield f"rng/{key}", array
+        for kind, tensors in sidecar.training.method.tensors.items():
+            for parameter, array in tensors.items():
+                yield f"method/{kind}/{parameter}", array
 
 
 def with_arrays(sidecar: Sidecar, replace: Callable[[str, Array], Array]) -> Sidecar:
@@ -33,7 +36,12 @@ def with_arrays(sidecar: Sidecar, replace: Callable[[str, Array], Array]) -> Sid
         optimizer = msgspec.structs.replace(optimizer, state=state)
     if training:
         rng = {key: replace(f"rng/{key}", array) for key, array in training.rng.items()}
-        training = msgspec.structs.replace(training, rng=rng)
+        tensors = {
+            kind: {name: replace(f"method/{kind}/{name}", array) for name, array in arrays.items()}
+            for kind, arrays in training.method.tensors.items()
+        }
+        method = msgspec.structs.replace(training.method, tensors=tensors)
+        training = msgspec.structs.replace(training, rng=rng, method=method)
     return msgspec.structs.replace(sidecar, optimizer=optimizer, training=training)
 
 

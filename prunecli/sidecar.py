@@ -218,6 +218,21 @@ class Schedule(Strict, kw_only=True):
     warmup: Annotated[float, Meta(ge=0)] = 0.0
 
 
+class Method(Strict, kw_only=True):
+    """A pruning method at work in a run.
+
+    name: Its name, as `--method` takes it; null where none is at work.
+    settings: Its settings by name.
+    state: Numbers that it keeps from step to step.
+    tensors: What it keeps of parameters (accumulated scores, penalty factors): kind to parameter to tensor.
+    """
+
+    name: Name | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[Name, dict[Name, Array]] = field(default_factory=dict)
+
+
 class Training(Strict, kw_only=True):
     """A run and the position in it.
 
@@ -232,7 +247,7 @@ class Training(Strict, kw_only=True):
     precision: Number format of the forward pass.
     totals: Running sums of the current epoch: loss times examples, examples.
     rng: States of torch's random generators by device; empty when the run is over.
-    method: State of the pruning method that is at work in the run.
+    method: The pruning method that is at work in the run, with its state.
     """
 
     epochs: Count
@@ -246,7 +261,7 @@ class Training(Strict, kw_only=True):
     precision: Literal["fp32", "bf16"] = "fp32"
     totals: list[float] = field(default_factory=list)
     rng: dict[Name, Array] = field(default_factory=dict)
-    method: dict[str, Any] = field(default_factory=dict)
+    method: Method = field(default_factory=Method)
 
     def __post_init__(self) -> None:
         if len(self.totals) not in (0, 2):
@@ -271,12 +286,14 @@ class EpochLog(Strict, kw_only=True):
     lr: Learning rate of its last step.
     train: Running values on the training split (`loss`).
     score: Scores after the epoch on the split that `metrics.split` names.
+    method: What the pruning method at work had to tell: sparsity, MACs, its penalty; `name/layer` for single layers.
     """
 
     epoch: Count
     lr: float
     train: dict[str, float]
     score: dict[str, float] | None = None
+    method: dict[str, float] = field(default_factory=dict)
 
 
 class Metrics(Strict, kw_only=True):

@@ -55,7 +55,7 @@ def test_rounds_end_at_the_target(digits: Path, method: str, schedule: str) -> N
     done = checkpoints.load(digits.parent / "out.safetensors")
     assert done.sidecar.training
     assert done.sidecar.training.epoch == 1
-    assert not done.sidecar.training.method
+    assert done.sidecar.training.method == Method()
     assert [step.command for step in done.sidecar.history] == ["prune"]
     for name, mask in done.sidecar.masks.items():
         assert bool((done.weights[name][~checkpoints.unpack_mask(mask)] == 0).all())
@@ -139,6 +139,7 @@ KILLABLE = """
 import sys
 from prunecli.cli.boundary import main
 from prunecli.training import saving
+from prunecli.sidecar import Method
 saving.EPOCH_SECONDS = 0.0  # saves after every epoch
 main(sys.argv[1:])
 """
@@ -175,7 +176,7 @@ def test_a_partial_run_with_a_made_up_round_is_refused(digits: Path) -> None:
     made.sidecar.history[-1].cost, made.sidecar.history[-1].score = {}, {}  # as while it was under way
     assert made.sidecar.training
     for number in (-1, 2, "one", None, 1):
-        made.sidecar.training.method = {"prune_round": number}
+        made.sidecar.training.method = Method(state={"prune_round": number})
         checkpoints.save(made, digits.parent / "made.partial.safetensors")
         if number == 1:
             prune(digits, "made", resume=True, **options)

@@ -11,11 +11,13 @@ from prunecli import files, training
 from prunecli.allocate.patterns import parse_ratios
 from prunecli.allocate.widths import Scope
 from prunecli.checkpoint import Checkpoint
-from prunecli.commands import rounds, scoring
+from prunecli.commands import gradual, rounds, scoring
 from prunecli.commands.history import measured, scored
 from prunecli.commands.pruned import PruneResult, saved, sums
+from prunecli.commands.running import Written, carry_out
 from prunecli.errors import UsageError
 from prunecli.methods import METHODS, units, weights
+from prunecli.methods.gradual import GRADUAL
 from prunecli.methods.outcome import Outcome
 from prunecli.methods.presets import PRESETS
 from prunecli.methods.targets import Target, Units
@@ -25,13 +27,17 @@ from prunecli.options.prune import PruneOptions
 from prunecli.progress import Say, silent
 
 
-def run(options: PruneOptions, say: Say = silent) -> PruneResult:
+def run(options: PruneOptions, say: Say = silent) -> PruneResult | Written:
     """Prune `options.checkpoint` and write `options.output`, or with `dry_run` only tell what would go.
+
+    A method of `methods.gradual` does so in a training run of its own.
 
     Raises `TargetError`, before any training, for a target that cannot be met, `UsageError` for options that mean
     nothing for this checkpoint, `Interrupted` after Ctrl-C or SIGTERM while fine-tuning, saved for `--resume`.
     """
     training.prepare(options)
+    if options.method in GRADUAL:
+        return _while_training(options, say)
     if not options.dry_run:
         files.check_folder(options.output)
     source = checkpoints.load(options.checkpoint)
@@ -72,6 +78,15 @@ def run(options: PruneOptions, say: Say = silent) -> PruneResult:
     )
 
 
+def _while_training(options: PruneOptions, say: Say) -> Written:
+    source = checkpoints.load(options.checkpoint)
+    data = training.open_data(source.sidecar.data, options, training.image_size(source.sidecar))
+    source.sidecar.data = data.info
+    method, options = gradual.chosen(options, measured(source), data)
+    training.begin_again(source, options).method = method
+    return carry_out("prune", source, data, options, say)
+
+
 def _target(options: PruneOptions, source: Checkpoint) -> Target:
     """The target in absolute numbers. Raises `UsageError` for a preset that is not made for this checkpoint."""
     now, sidecar = measured(source), source.sidecar
@@ -94,12 +109,12 @@ def _prune(
     """One step: units or weights of `checkpoint`, to `target`."""
     name = options.method_name
     scope = cast(Scope, options.scope) or METHODS[name].scope
-    limit, only, skip = options.max_layer_sparsity, options.only, options.skip
+    limit, only, skip, seed = options.max_layer_sparsity, options.only, options.skip, options.seed or 0
     if METHODS[name].structure == "weights":
-        masked = weights.Weights(name, scope, cast(Tensors, options.tensors), limit, only, skip, options.seed)
+        masked = weights.Weights(name, scope, cast(Tensors, options.tensors), limit, only, skip, seed)
         return weights.prune(checkpoint, masked, target)
     cut = Units(
         name, scope, options.round_to, limit, only, skip, options.skip_inputs, options.heads, options.compensate,
-        options.seed,
+        seed,
     )  # fmt: skip
     return units.prune(checkpoint, cut, target, whole=whole, trust=options.trust)

@@ -27,7 +27,7 @@ from prunecli.options.rewind import RewindOptions
 from prunecli.progress import Say, silent
 from prunecli.retraining.recipe import Run, at, begun, fresh, original
 from prunecli.retraining.snapshot import at_start, cut_snapshot, label, other_run
-from prunecli.sidecar import Metrics, Optimizer, Schedule, Training
+from prunecli.sidecar import Method, Metrics, Optimizer, Schedule, Training
 from prunecli.training.recipe import last_rate
 
 
@@ -109,7 +109,7 @@ def _earlier(snapshot: Checkpoint, optimizer: Optimizer | None, regime: str, sta
             f"{label(snapshot)}: its run is over, nothing is left of the schedule to go on with",
             "name an earlier snapshot (train --keep 0,2), or use --regime lr-rewind",
         )
-    training = msgspec.structs.replace(training, method={})
+    training = msgspec.structs.replace(training, method=Method())
     if start_fresh:
         return training, fresh(optimizer)
     if (training.epoch, training.step) != (0, 0) and not any(optimizer.state.values()) and _has_state(optimizer):

@@ -18,14 +18,14 @@ from prunecli.errors import UsageError
 from prunecli.methods.outcome import Outcome, Row
 from prunecli.methods.targets import Target, in_rounds
 from prunecli.options import Execution, Recipe
-from prunecli.options.prune import PruneOptions
+from prunecli.options.prune import TRAINING, PruneOptions
 from prunecli.progress import Say
-from prunecli.sidecar import Step
+from prunecli.sidecar import Method, Step
 from prunecli.surgery.compensate import Folded
 
 # where a result goes and how it is computed, not what it is
 UNRECORDED = {f.name for f in fields(Execution)} | {
-    "checkpoint", "output", "dry_run", "no_eval", "data", "data_arg", "resume",
+    "checkpoint", "output", "dry_run", "no_eval", "data", "data_arg", "resume", *TRAINING,
 }  # fmt: skip
 ROUND = "prune_round"  # in the state of an unfinished fine-tuning: which round it belongs to
 
@@ -67,7 +67,7 @@ def carry_out(
             say(f"round {number} of {options.rounds}")
             current = training.fit(current, data, options, saving=saving, say=say)
             assert current.sidecar.training is not None
-            current.sidecar.training.method.pop(ROUND)
+            current.sidecar.training.method = Method()
     last = {row.name: row for row in outcome.rows}
     rows = [_since(row, last.get(row.name), current) for row in at_once.rows]
     cut = {layer for row in rows if row.after < row.before for layer in row.layers}
@@ -92,11 +92,11 @@ def _begin(checkpoint: Checkpoint, options: PruneOptions, source: Checkpoint, nu
     if number > 1:
         seed = training.derived_seed(seed, "round", number)
     recipe = Recipe(epochs=options.finetune_epochs, lr=options.finetune_lr, seed=seed)
-    training.begin_again(checkpoint, recipe).method = {ROUND: number}
+    training.begin_again(checkpoint, recipe).method = Method(state={ROUND: number})
 
 
 def _round(unfinished: Checkpoint) -> int:
-    number = unfinished.sidecar.training.method.get(ROUND) if unfinished.sidecar.training else None
+    number = unfinished.sidecar.training.method.state.get(ROUND) if unfinished.sidecar.training else None
     return number if isinstance(number, int) else 0
 
 
@@ -118,6 +118,7 @@ def _unfinished(partial: Path, source: Checkpoint, options: PruneOptions, say: S
 def entry(options: PruneOptions, source: Checkpoint, cost: dict[str, int], notes: list[str]) -> Step:
     """The entry of this command in the history of its output."""
     recorded = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in UNRECORDED}
+    recorded["seed"] = options.seed or 0
     if options.ratios:  # as they are, not the name of the file that they came from
         recorded["ratios"] = ",".join(f"{pattern}={share:g}" for pattern, share in parse_ratios(options.ratios).items())
     if (options.finetune_epochs or options.recalibrate) and source.sidecar.data:

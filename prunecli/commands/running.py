@@ -12,13 +12,18 @@ from prunecli.checkpoint import Checkpoint
 from prunecli.commands.history import data_used, measured, scored, step
 from prunecli.data import Dataset
 from prunecli.errors import PruneError, UsageError
+from prunecli.methods import gradual
 from prunecli.options import Recipe
+from prunecli.options.gradual import MethodOptions
+from prunecli.options.prune import ONE_SHOT
 from prunecli.options.train import RunOptions
 from prunecli.progress import Say
 from prunecli.sidecar import Sidecar
 
 # how and where a run is carried out, or what its description in the history says already
-UNRECORDED = {f.name for f in fields(Recipe)} | {"output", "keep", "resume", "save_every", "checkpoint"}
+UNRECORDED = {f.name for f in (*fields(Recipe), *fields(MethodOptions))} | ONE_SHOT | {
+    "output", "keep", "resume", "save_every", "checkpoint", "method",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
     assert sidecar.training is not None and sidecar.optimizer is not None  # noqa: PT018  # the callers begin runs
     recorded = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in UNRECORDED}
     run = training.describe(sidecar.training, sidecar.optimizer)
+    if sidecar.training.method.name:
+        run |= {"method": sidecar.training.method.name, "settings": sidecar.training.method.settings}
     run["data"] = data_used(data.info)
     entry = step(command, recorded | run, parent=initial.sha256, measured=measured(initial))
     sidecar.history = [*sidecar.history, entry]
@@ -81,7 +88,8 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
     start = _resumed(saving.partial, sidecar, say) if options.resume else None
     if options.resume and start is None and (done := _finished(saving.output, sidecar)):
         return Written(done, ("already complete: nothing to resume",))
-    result = training.fit(start or initial, data, options, saving=saving, say=say)
+    hook = gradual.hook(sidecar.training.method)
+    result = training.fit(start or initial, data, options, saving=saving, hook=hook, say=say)
     result.sidecar.history = scored(result.sidecar)
     result.path, result.sha256 = saving.output, checkpoints.save(result, saving.output)
     files.remove(saving.partial)
@@ -117,7 +125,8 @@ def _same_run(found: Sidecar, wanted: Sidecar) -> bool:
 
 def _difference(found: Sidecar, wanted: Sidecar) -> str:
     """What differs between the run that `found` is part of and the one that `wanted` begins; empty if nothing does."""
-    for name in ("arch", "data", "surgery", "masks"):
+    prunes = wanted.training is not None and wanted.training.method.name is not None  # then these change on the way
+    for name in ["arch", "data"] + ["surgery", "masks"] * (not prunes):
         if getattr(found, name) != getattr(wanted, name):
             return name
     if len(found.history) != len(wanted.history):

@@ -55,7 +55,7 @@ def recalibrate(checkpoint: Checkpoint, options: PruneOptions, data: Dataset) ->
         data.train,
         options.recalibrate,
         batch_size=recorded.batch_size if recorded else BATCH_SIZE,
-        seed=options.seed,
+        seed=options.seed or 0,
         device=options.device,
     )
     checkpoint.weights |= {

@@ -27,7 +27,7 @@ from prunecli.retraining.shape import Pruned, dense, sums_of, take_shape
 from prunecli.retraining.snapshot import at_start, cut_snapshot, other_run
 from prunecli.sidecar import Metrics
 from prunecli.training import describe, image_size, open_data, prepare
-from prunecli.training.run import derived_seed
+from prunecli.training.randomness import derived_seed
 
 
 @dataclass(frozen=True)

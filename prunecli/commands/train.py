@@ -13,6 +13,8 @@ from torch import nn
 from prunecli import checkpoint as checkpoints
 from prunecli import models, training
 from prunecli.checkpoint import Checkpoint
+from prunecli.commands import gradual
+from prunecli.commands.history import measured
 from prunecli.commands.running import Written, carry_out
 from prunecli.data import Dataset
 from prunecli.errors import DamagedError, UsageError
@@ -20,8 +22,8 @@ from prunecli.measure import cost
 from prunecli.options import parse_pairs
 from prunecli.options.train import TrainOptions
 from prunecli.progress import Say, silent
-from prunecli.sidecar import Arch, Sidecar
-from prunecli.training.run import derived_seed
+from prunecli.sidecar import Arch, Method, Sidecar
+from prunecli.training.randomness import derived_seed
 
 
 def run(options: TrainOptions, say: Say = silent) -> Written:
@@ -38,19 +40,17 @@ def run(options: TrainOptions, say: Say = silent) -> Written:
     network = new_network(arch, options.seed or 0, options.trust)
     _load(network, options.init)
     training.check_output(network, data.info)
-    spec, optimizer = training.begin(options, [name for name, _ in network.named_parameters()])
-    sidecar = Sidecar(
-        arch=arch,
-        data=data.info,
-        cost=cost(network, torch.zeros(1, *data.info.shape)),
-        training=spec,
-        optimizer=optimizer,
-    )
     weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    sidecar = Sidecar(arch=arch, data=data.info, cost=cost(network, torch.zeros(1, *data.info.shape)))
+    initial, method = Checkpoint(weights=weights, sidecar=sidecar), Method()
+    if options.method:
+        method, options = gradual.chosen(options, measured(initial), data)
+    sidecar.training, sidecar.optimizer = training.begin(options, [name for name, _ in network.named_parameters()])
+    sidecar.training.method = method
     if options.init:  # in the history, files are known by their content
         with Path(options.init).open("rb") as file:
             options = replace(options, init=hashlib.file_digest(file, "sha256").hexdigest())
-    return carry_out("train", Checkpoint(weights=weights, sidecar=sidecar), data, options, say)
+    return carry_out("train", initial, data, options, say)
 
 
 def new_network(arch: Arch, seed: int, trust: tuple[str, ...]) -> nn.Module:

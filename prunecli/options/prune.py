@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from functools import partial
 
 from prunecli.allocate.patterns import parse_ratios, parse_share
 from prunecli.errors import TargetError, UsageError
 from prunecli.methods import METHODS
+from prunecli.methods.gradual import GRADUAL
 from prunecli.methods.presets import PRESETS
-from prunecli.options.fields import argument, check, check_output, choice, option
+from prunecli.options.fields import argument, check, choice, option
+from prunecli.options.gradual import MethodOptions
 from prunecli.options.shared import Execution
+from prunecli.options.train import RunOptions
 from prunecli.options.values import parse_amount
 
+# what only methods that train take, and what only the others do
+TRAINING = {f.name for f in fields(RunOptions)} - {f.name for f in fields(Execution)} - {
+    "output", "resume", "data", "data_arg", "seed",
+} | {"method_arg"}  # fmt: skip
+ONE_SHOT = {
+    "scope", "preset", "max_layer_sparsity", "round_to", "skip_inputs", "heads", "tensors", "rounds", "round_schedule",
+    "finetune_epochs", "finetune_lr", "compensate", "recalibrate", "no_eval", "dry_run",
+}  # fmt: skip
 TARGETS = ("sparsity", "ratios", "max_macs", "max_params", "preset")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(Execution):
-    """Remove units (channels, neurons, heads) or mask single weights: one target, in one shot or in rounds.
+class PruneOptions(MethodOptions, RunOptions):
+    """Remove units (channels, neurons, heads) or mask single weights: in one shot, in rounds, or while training on.
 
     Patterns name layers: --only 'layer1.*', --skip conv1. Layers that share their units (a residual stage) are pruned
     together or not at all; --dry-run lists them, and which layers read them.
     """
 
     checkpoint: str = argument("Checkpoint to prune.")
-    output: str = option(
-        "", "Checkpoint to write, OUT.safetensors with its sidecar OUT.json.", flag="-o/--output", metavar="FILE"
-    )
-    method: str | None = option(None, "What is unimportant: " + ", ".join(METHODS) + ".", metavar="METHOD")
-    sparsity: float | None = option(
+    method: str | None = option(
         None,
-        "Share to remove, 0.5 or 50%, of each layer or (--scope global) of all.",
-        metavar="SHARE",
-        parse=partial(parse_share, flag="--sparsity "),
+        f"What is unimportant: {', '.join(METHODS)}; or how to prune while training on: {', '.join(GRADUAL)}.",
+        metavar="METHOD",
     )
     scope: str | None = option(
         None, "Rank scores in each layer or in all (default: the method's).", metavar="local|global"
-    )
-    ratios: str | None = option(
-        None, "Share to remove by layer: 'layer1.*=0.6,layer2.*=0.3', or a .toml or .json table.", metavar="TABLE"
-    )
-    max_macs: str | None = option(
-        None, "Largest network within this many MACs: 50% of the input's, or 20M.", metavar="AMOUNT"
-    )
-    max_params: str | None = option(
-        None, "Largest network within this many parameters (masks: non-zero ones): 50% or 1.5M.", metavar="AMOUNT"
     )
     preset: str | None = option(None, "A published configuration: " + ", ".join(PRESETS) + ".", metavar="NAME")
     max_layer_sparsity: float | None = option(
@@ -56,10 +54,6 @@ class PruneOptions(Execution):
     )
     round_to: int = option(
         1, "Keep a multiple of this many channels; a layer without such a width stays whole.", metavar="N"
-    )
-    only: tuple[str, ...] = option((), "Prune only layers of this name pattern. Repeatable.", metavar="PATTERN")
-    skip: tuple[str, ...] = option(
-        (), "Leave what layers of this name pattern write alone: --skip 'layer4.*'. Repeatable.", metavar="PATTERN"
     )
     skip_inputs: tuple[str, ...] = option(
         (),
@@ -88,15 +82,15 @@ class PruneOptions(Execution):
         "Compute batch-norm statistics anew from this many batches of training data: --recalibrate 20.",
         metavar="BATCHES",
     )
-    resume: bool = option(False, "Continue the interrupted fine-tuning in OUT.partial.safetensors, if there is one.")
-    data: str | None = option(None, "Data source (default: the one that the checkpoint records).", metavar="NAME[:DIR]")
-    data_arg: tuple[str, ...] = option((), "Argument of the data source. Repeatable.", metavar="KEY=VALUE")
     no_eval: bool = option(False, "Do not score the result on its data.")
     dry_run: bool = option(False, "Print what would go and write nothing.")
-    seed: int = option(0, "Seed of random methods.", metavar="N")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        choice(self.method, "--method", [*METHODS, *GRADUAL])
+        self._refuse(TRAINING if self.method not in GRADUAL else ONE_SHOT)
+        if self.method in GRADUAL:
+            return
         self._check_choices()
         self._check_target()
         check(self.round_to >= 1, "--round-to", self.round_to, "1 or more")
@@ -104,9 +98,6 @@ class PruneOptions(Execution):
         check(self.rounds >= 1, "--rounds", self.rounds, "1 or more")
         check(self.finetune_epochs >= 0, "--finetune-epochs", self.finetune_epochs, "0 or more")
         check(self.finetune_lr is None or self.finetune_lr > 0, "--finetune-lr", self.finetune_lr, "a positive rate")
-        check(0 <= self.seed < 2**63, "--seed", self.seed, "0 or more")
-        if not self.dry_run:
-            check_output(self.output, "cut.safetensors")
         if self.recalibrate and self.finetune_epochs:
             raise UsageError(
                 "--recalibrate: fine-tuning renews the statistics itself", "drop --recalibrate or --finetune-epochs"
@@ -116,8 +107,20 @@ class PruneOptions(Execution):
                 "--dry-run: later rounds depend on the fine-tuning before", "drop --rounds or --finetune-epochs"
             )
 
+    def _refuse(self, names: Collection[str]) -> None:
+        """Raise `UsageError` for options that mean nothing with this method."""
+        for field in fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                flag = "--" + field.name.replace("_", "-")
+                if self.method in GRADUAL:
+                    hint = f"drop {flag}, or choose one of {', '.join(METHODS)}"
+                else:
+                    hint = (
+                        f"drop {flag}; fine-tuning has --finetune-epochs, training with --method {next(iter(GRADUAL))}"
+                    )
+                raise UsageError(f"{flag} means nothing with --method {self.method or 'of a preset'}", hint)
+
     def _check_choices(self) -> None:
-        choice(self.method, "--method", METHODS)
         choice(self.preset, "--preset", PRESETS)
         choice(self.scope, "--scope", ("local", "global"))
         choice(self.tensors, "--tensors", ("all", "conv"))
@@ -172,6 +175,11 @@ class PruneOptions(Execution):
         for flag, amount in (("--max-macs", self.max_macs), ("--max-params", self.max_params)):
             if amount is not None:
                 parse_amount(amount, flag)
+
+    @property
+    def writes(self) -> bool:
+        """Is a checkpoint written?"""
+        return not self.dry_run
 
     @property
     def method_name(self) -> str:

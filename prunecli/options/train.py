@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunecli.errors import UsageError
-from prunecli.options.fields import argument, check, check_output, option
+from prunecli.methods.gradual import GRADUAL
+from prunecli.options.fields import argument, check, check_output, choice, option
+from prunecli.options.gradual import SHARED, MethodOptions
 from prunecli.options.shared import Recipe
 from prunecli.options.values import parse_numbers
 
@@ -27,9 +29,15 @@ class RunOptions(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_output(self.output, "base.safetensors")
+        if self.writes:
+            check_output(self.output, "base.safetensors")
         check(self.save_every is None or self.save_every >= 1, "--save-every", self.save_every, "1 or more")
         check(all(e == int(e) for e in parse_numbers(self.keep, "--keep")), "--keep", self.keep, "whole epochs: 0,10")
+
+    @property
+    def writes(self) -> bool:
+        """Is a checkpoint written?"""
+        return True
 
     @property
     def kept_epochs(self) -> list[int]:
@@ -38,18 +46,24 @@ class RunOptions(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(RunOptions):
-    """Train a network from new or given weights."""
+class TrainOptions(MethodOptions, RunOptions):
+    """Train a network from new or given weights, with --method pruning it on the way."""
 
     arch: str = option(
         "", "Network: a built-in name, torchvision:NAME, timm:NAME, or package.module:function.", metavar="ARCH"
     )
     arch_arg: tuple[str, ...] = option((), "Argument of the network. Repeatable.", metavar="KEY=VALUE")
     image_size: int | None = option(None, "Height and width of the images (default: the network's).", metavar="PIXELS")
+    method: str | None = option(None, "Prune while training: " + ", ".join(GRADUAL) + ".", metavar="METHOD")
     init: str | None = option(None, "Start from these weights (.safetensors, .pt, .pth; weights only).", metavar="FILE")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        choice(self.method, "--method", GRADUAL)
+        alone = [name for name in (*SHARED, "method_arg") if getattr(self, name) not in (None, ())]
+        if self.method is None and alone:
+            flag = "--" + alone[0].replace("_", "-")
+            raise UsageError(f"{flag} means nothing without --method", f"add --method swd, or drop {flag}")
         check(self.image_size is None or 1 <= self.image_size <= 4096, "--image-size", self.image_size, "1 to 4096")
         for flag, value, example in (("--arch", self.arch, "lenet5"), ("--data", self.data, "digits")):
             if not value:

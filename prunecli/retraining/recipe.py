@@ -11,7 +11,7 @@ from prunecli.checkpoint import Checkpoint
 from prunecli.errors import DamagedError, UsageError
 from prunecli.options.scratch import ScratchOptions
 from prunecli.retraining.budget import budget_epochs, budget_schedule
-from prunecli.sidecar import Optimizer, Sidecar, Training
+from prunecli.sidecar import Method, Optimizer, Sidecar, Training
 from prunecli.training import recipe
 
 Run = tuple[Training, Optimizer]
@@ -49,7 +49,7 @@ def begun(checkpoint: Checkpoint) -> Run:
 
 def at(training: Training, epoch: int) -> Training:
     """The same run at the beginning of `epoch`."""
-    return msgspec.structs.replace(training, epoch=epoch, step=0, totals=[], rng={}, method={})
+    return msgspec.structs.replace(training, epoch=epoch, step=0, totals=[], rng={}, method=Method())
 
 
 def fresh(optimizer: Optimizer) -> Optimizer:

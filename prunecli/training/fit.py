@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator
 
 from prunecli.checkpoint import Checkpoint
 from prunecli.data import Dataset, Order, Split
 from prunecli.errors import Interrupted, PruneError
 from prunecli.options import Execution
 from prunecli.progress import Say, silent
-from prunecli.sidecar import EpochLog, Score
+from prunecli.sidecar import EpochLog, Method, Score
 from prunecli.training.evaluate import autocast, evaluate
+from prunecli.training.hook import Hook
 from prunecli.training.interrupt import Signals
 from prunecli.training.run import Run, start
 from prunecli.training.saving import Saving
 from prunecli.training.schedule import factor
-
-
-class Hook(Protocol):
-    """What a method adds to the loop. State that must survive a kill goes to `run.training.method`."""
-
-    def after_backward(self, run: Run) -> None:
-        """Gradients are there: add penalties to them."""
-
-    def after_step(self, run: Run) -> None:
-        """The optimizer has moved the weights."""
-
-    def after_epoch(self, run: Run) -> None:
-        """An epoch is over and not yet scored: shapes and masks may change."""
 
 
 def fit(
@@ -38,41 +25,47 @@ def fit(
     execution: Execution,
     *,
     saving: Saving | None = None,
-    hooks: Sequence[Hook] = (),
+    hook: Hook | None = None,
     say: Say = silent,
 ) -> Checkpoint:
     """Train `checkpoint` from its position to the end of its schedule and return the result (the caller writes it).
+
+    `hook` is the pruning method at work. What it takes away at the end is scored once more: the learning curve ends
+    with the score before, `metrics.last` is the one after.
 
     With `saving`, the unfinished run is written as it goes, so that a killed process loses little, and snapshots are
     written at the epochs that it names. Raises `Interrupted` after Ctrl-C or SIGTERM, once the run is saved, and
     `PruneError` when the loss turns non-finite, with nothing of that state written.
     """
-    run = start(checkpoint, data, execution)
+    run = start(checkpoint, data, execution, hook or Hook())
     training = run.training
     if run.masks:
         run.enforce_masks()
+    run.hook.begin(run, say)
     if saving and (training.epoch, training.step) == (0, 0):
         saving.snapshot(run)
     with Signals() as signals:
         while training.epoch < training.epochs:
-            for progress in _epoch(run, hooks):
+            for progress in _epoch(run):
                 say.status(progress)
                 if signals.received:
                     raise _interrupted(run, saving, signals.received)
                 if saving:
                     saving.tick(run)
-            say(_score(run, hooks))
+            say(_score(run))
             if saving:
                 saving.snapshot(run)
                 saving.tick(run, epoch_over=True)
             if signals.received:
                 raise _interrupted(run, saving, signals.received)
+    if hook:
+        _end(run, say)
     if run.data.val:
         run.metrics.test = Score(epoch=training.epoch, values=_evaluate(run, run.data.test))
     return run.checkpoint()
 
 
-def _epoch(run: Run, hooks: Sequence[Hook]) -> Iterator[str]:
+def _epoch(run: Run) -> Iterator[str]:
     """Train what is left of the current epoch; after each step the position has moved on and a status is yielded."""
     training = run.training
     steps = run.data.train.steps(training.batch_size)
@@ -84,6 +77,7 @@ def _epoch(run: Run, hooks: Sequence[Hook]) -> Iterator[str]:
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         run.optimizer.zero_grad()
+        run.hook.before_forward(run)
         with autocast(training.precision, str(run.device)):
             loss = run.task.loss(run.network(x), y)
         value = loss.item()
@@ -93,45 +87,54 @@ def _epoch(run: Run, hooks: Sequence[Hook]) -> Iterator[str]:
                 "lower --lr or add --warmup; the last saved state is kept",
             )
         loss.backward()
-        for hook in hooks:
-            hook.after_backward(run)
+        run.hook.after_backward(run)
         run.optimizer.step()
         if run.masks:
             run.enforce_masks()
-        for hook in hooks:
-            hook.after_step(run)
+        run.hook.after_step(run)
         loss_sum, seen = loss_sum + value * len(y), seen + len(y)
         training.step, training.totals = training.step + 1, [loss_sum, seen]
-        yield f"epoch {training.epoch + 1}/{training.epochs}  step {training.step}/{steps}  loss {loss_sum / seen:.4f}"
+        place = f"epoch {training.epoch + 1}/{training.epochs}  step {training.step}/{steps}"
+        yield f"{place}  loss {loss_sum / seen:.4f}  {run.hook.status(run)}"
 
 
-def _score(run: Run, hooks: Sequence[Hook]) -> str:
+def _score(run: Run) -> str:
     """Close the epoch: hooks, scores, learning curve; the position moves to the next epoch. Returns a line about it."""
     training, metrics = run.training, run.metrics
-    for hook in hooks:
-        hook.after_epoch(run)
+    run.hook.after_epoch(run)
     scores = _evaluate(run, run.data.val or run.data.test)
     loss_sum, seen = training.totals or (0.0, 1.0)
     rate = run.optimizer.param_groups[0]["lr"]
     metrics.split = "val" if run.data.val else "test"
-    metrics.curve.append(
-        EpochLog(epoch=training.epoch + 1, lr=rate, train={"loss": loss_sum / max(seen, 1.0)}, score=scores)
-    )
+    told = {key: float(value) for key, value in run.told().items()}  # as they are read back
+    log = EpochLog(epoch=training.epoch + 1, lr=rate, train={"loss": loss_sum / max(seen, 1.0)}, score=scores)
+    log.method = told
+    metrics.curve.append(log)
     metrics.last = Score(epoch=training.epoch + 1, values=scores)
     if metrics.best is None or run.task.better(scores, metrics.best.values):
         metrics.best = metrics.last
     training.epoch, training.step, training.totals = training.epoch + 1, 0, []
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    return (
-        f"epoch {training.epoch}/{training.epochs}  lr {rate:.3g}  train loss {loss_sum / max(seen, 1.0):.4f}  "
-        f"{metrics.split} {shown}"
-    )
+    line = f"epoch {training.epoch}/{training.epochs}  lr {rate:.3g}  train loss {loss_sum / max(seen, 1.0):.4f}  "
+    line += "  ".join([metrics.split, *(f"{name} {value:.4f}" for name, value in scores.items())])
+    return "  ".join([line, *(f"{name} {value:.4g}" for name, value in told.items() if "/" not in name)])
+
+
+def _end(run: Run, say: Say) -> None:
+    """Let the method finish its work, and score what is left: the best epoch was of another network."""
+    run.hook.end(run)
+    scores = _evaluate(run, run.data.val or run.data.test)
+    before = run.metrics.last.values if run.metrics.last else scores
+    run.metrics.last = run.metrics.best = Score(epoch=run.training.epoch, values=scores)
+    shown = "  ".join(f"{name} {before[name]:.4f} -> {value:.4f}" for name, value in scores.items())
+    say("  ".join(["pruned", shown, *(f"{name} {value:.4g}" for name, value in run.sums().items())]))
+    run.hook, run.training.method = Hook(), Method()
 
 
 def _evaluate(run: Run, split: Split) -> dict[str, float]:
     """Scores of the run's network. Raises `PruneError` when they are not finite."""
     precision, task = run.training.precision, run.source.sidecar.task
-    scores = evaluate(run.network, split, device=str(run.device), precision=precision, task=task)
+    with run.hook.evaluating(run):
+        scores = evaluate(run.network, split, device=str(run.device), precision=precision, task=task)
     for name, value in scores.items():
         if not math.isfinite(value):
             rate, epoch = run.optimizer.param_groups[0]["lr"], min(run.training.epoch + 1, run.training.epochs)

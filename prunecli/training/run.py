@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
-import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
-from prunecli import tasks
-from prunecli.checkpoint import Checkpoint, build, to_array, to_tensor, unpack_mask
+from prunecli import measure, surgery, tasks
+from prunecli.checkpoint import Checkpoint, build, pack_mask, to_array, to_tensor, unpack_mask
 from prunecli.data import Dataset
 from prunecli.errors import DamagedError, UsageError
 from prunecli.options import Execution
-from prunecli.sidecar import Metrics, Training
+from prunecli.sidecar import Cost, Mask, Method, Metrics, Surgery, Training
 from prunecli.training import optimizer as optimizers
+from prunecli.training.hook import Hook
+from prunecli.training.randomness import derived_seed, random_state, restore_random_state
 from prunecli.training.source import check_output
 
 
@@ -32,7 +36,21 @@ class Run:
     training: Training
     metrics: Metrics
     masks: dict[str, Tensor]  # by weight name, of the weight's dtype: 1 = kept
+    cuts: Surgery
+    cost: Cost
     device: torch.device
+    hook: Hook
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.data.train.steps(self.training.batch_size)
+
+    @property
+    def position(self) -> float:
+        """The share of the run's steps that is over, from 0 to 1."""
+        done = self.training.epoch * self.steps + self.training.step
+        return done / max(self.training.epochs * self.steps, 1)
 
     def enforce_masks(self) -> None:
         """Zero masked weights and their optimizer state: stale momentum alone would move them again."""
@@ -48,20 +66,92 @@ class Run:
 
     _masked: list[tuple[nn.Parameter, Tensor]] | None = None
 
+    def mask(self, kept: dict[str, Tensor]) -> None:
+        """Mask weights by name, beside what is masked already: true (or not 0) stays."""
+        parameters = dict(self.network.named_parameters())
+        for name, mask in kept.items():
+            new = _own_memory(torch.empty_like(parameters[name], requires_grad=False).copy_(mask))
+            self.masks[name] = new * self.masks[name] if name in self.masks else new
+        self._masked = None
+        self.enforce_masks()
+
+    def structure(self) -> surgery.Structure:
+        """What can be cut from the network as it is now."""
+        with self._in_eval_mode():
+            return surgery.trace(self.network, self._example())
+
+    def shrink(self, structure: surgery.Structure, plan: surgery.Plan) -> None:
+        """Cut the network with its optimizer, masks and the method's tensors, all in place; training goes on.
+
+        Raises `TargetError` for a plan that the network does not follow.
+        """
+        parameters = dict(self.network.named_parameters())
+        kinds = [self.masks, *self.hook.tensors.values()]
+        along = [tensors for tensors in kinds if all(_is_like(t, parameters[name]) for name, t in tensors.items())]
+        with self._in_eval_mode():
+            surgery.verify(self.network, structure, plan, self._example())
+            self.cuts = surgery.apply(
+                self.network, structure, plan, optimizer=self.optimizer, along=along, record=self.cuts
+            )
+            for tensor in [*self.network.parameters(), *self.network.buffers()]:
+                tensor.data = _own_memory(tensor.data)
+            self.cost = measure.cost(self.network, self._example())
+        self._masked = None
+
+    def sums(self) -> dict[str, float]:
+        """Sparsity (share of masked weights among all parameters), effective MACs and parameters, as they are now."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
+        sums = measure.totals(self.cost, shapes, self._packed())
+        return {"sparsity": sums.sparsity_all, "macs": sums.effective_macs, "params": sums.nonzero_params}
+
+    def told(self) -> dict[str, float]:
+        """What the log of an epoch says of the method at work; empty where none is."""
+        return self.sums() | self.hook.numbers(self) if self.training.method.name else {}
+
     def checkpoint(self) -> Checkpoint:
         """The run as it stands, as a checkpoint from which it can go on."""
         sidecar = copy.copy(self.source.sidecar)
+        sidecar.surgery, sidecar.cost, sidecar.masks = self.cuts, self.cost, self._packed()
         sidecar.optimizer = optimizers.capture(self.optimizer, self.network)
         sidecar.training = copy.copy(self.training)
+        if self.training.method.name:
+            sidecar.training.method = msgspec.structs.replace(
+                self.training.method,
+                state=msgspec.to_builtins(self.hook.state),
+                tensors={
+                    kind: {name: to_array(tensor) for name, tensor in tensors.items()}
+                    for kind, tensors in self.hook.tensors.items()
+                },
+            )
         finished = self.training.epoch >= self.training.epochs
         sidecar.training.rng = {} if finished else random_state(self.device)
         sidecar.metrics = copy.deepcopy(self.metrics)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         return Checkpoint(weights=weights, sidecar=sidecar)
 
+    def _packed(self) -> dict[str, Mask]:
+        names = [name for name in self.source.weights if name in self.masks]
+        return {name: pack_mask(self.masks[name].bool()) for name in names}
 
-def start(checkpoint: Checkpoint, data: Dataset, execution: Execution) -> Run:
-    """The run that `checkpoint` describes, at its position. Raises `UsageError` when it describes none."""
+    def _example(self) -> Tensor:
+        return torch.zeros(2, *self.cost.input, device=self.device)  # two, for batch norms in train mode
+
+    @contextmanager
+    def _in_eval_mode(self) -> Iterator[None]:
+        modes = {module: module.training for module in self.network.modules()}
+        self.network.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def start(checkpoint: Checkpoint, data: Dataset, execution: Execution, hook: Hook) -> Run:
+    """The run that `checkpoint` describes, at its position, with `hook` as the method at work.
+
+    Raises `UsageError` when it describes none, `DamagedError` for a state that is not the method's.
+    """
     sidecar = checkpoint.sidecar
     if sidecar.training is None or sidecar.optimizer is None:
         raise UsageError("checkpoint: describes no training run", "begin one: finetune with --epochs")
@@ -69,9 +159,7 @@ def start(checkpoint: Checkpoint, data: Dataset, execution: Execution) -> Run:
     network = build(checkpoint, device=str(device), trust=execution.trust)
     check_output(network, data.info, device)
     for tensor in [*network.parameters(), *network.buffers()]:
-        # own memory, since the loaded tensors lie in a mapped file; channels last, since convolutions are faster so
-        format = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
-        tensor.data = tensor.data.clone(memory_format=format)
+        tensor.data = _own_memory(tensor.data, copy=True)  # the loaded tensors lie in a mapped file
     run = Run(
         source=checkpoint,
         network=network.train(),
@@ -81,12 +169,39 @@ def start(checkpoint: Checkpoint, data: Dataset, execution: Execution) -> Run:
         training=copy.deepcopy(sidecar.training),
         metrics=copy.deepcopy(sidecar.metrics),
         masks=_live_masks(checkpoint, network),
+        cuts=sidecar.surgery,
+        cost=sidecar.cost,
         device=device,
+        hook=hook,
     )
+    _restore(hook, sidecar.training.method, network)
     if not run.training.rng:
         torch.manual_seed(derived_seed(run.training.seed, "run"))
     restore_random_state(run.training.rng, device)
     return run
+
+
+def _restore(hook: Hook, saved: Method, network: nn.Module) -> None:
+    parameters = dict(network.named_parameters())
+    hint = "the sidecar was changed by hand, or belongs to other weights"
+    try:
+        hook.state = msgspec.convert(saved.state if saved.name else {}, hook.State)
+    except msgspec.ValidationError as error:
+        raise DamagedError(f"training: no state of --method {saved.name}: {error}", hint) from error
+    for kind, arrays in saved.tensors.items():
+        for name, array in arrays.items():
+            if name not in parameters:
+                raise DamagedError(f"training: {kind} of {name!r}, which is no parameter of the network", hint)
+            parameter, tensor = parameters[name], to_tensor(array)
+            if tensor.shape == parameter.shape:  # in the parameter's memory format
+                tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+            hook.tensors.setdefault(kind, {})[name] = tensor.to(parameter.device)
+
+
+def _own_memory(tensor: Tensor, *, copy: bool = False) -> Tensor:
+    """Dense memory, channels last where there are four axes, since convolutions are faster so."""
+    format = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+    return tensor.clone(memory_format=format) if copy else tensor.contiguous(memory_format=format)
 
 
 def _live_masks(checkpoint: Checkpoint, network: nn.Module) -> dict[str, Tensor]:
@@ -117,30 +232,3 @@ def prepare(execution: Execution) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # the latter from a torch built without CUDA
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"--device {execution.device}: {reason}", "use --device cpu") from error
-
-
-def derived_seed(seed: int, *purpose: object) -> int:
-    """A seed for one purpose, independent of the seeds for others."""
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of torch's random generators (dropout draws from them)."""
-    states = {"cpu": to_array(torch.get_rng_state())}
-    if device.type == "cuda":
-        states["cuda"] = to_array(torch.cuda.get_rng_state(device))
-    return states
-
-
-def restore_random_state(states: dict[str, Any], device: torch.device) -> None:
-    """Put the generators where `random_state` saw them. Raises `DamagedError` for what is no state of theirs."""
-    try:
-        if "cpu" in states:
-            torch.set_rng_state(to_tensor(states["cpu"]))
-        if "cuda" in states and device.type == "cuda":
-            torch.cuda.set_rng_state(to_tensor(states["cuda"]), device)
-    except (RuntimeError, TypeError) as error:
-        raise DamagedError(
-            f"training: its random state is none of this torch's: {error}", "begin the run again"
-        ) from error

@@ -1,0 +1,31 @@
+"""The pruning method of a training run, from a command's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from prunecli.data import Dataset
+from prunecli.methods import gradual
+from prunecli.options.prune import PruneOptions
+from prunecli.options.train import TrainOptions
+from prunecli.sidecar import Method
+
+Options = TypeVar("Options", PruneOptions, TrainOptions)
+
+
+def chosen(options: Options, sums: Mapping[str, int], data: Dataset) -> tuple[Method, Options]:
+    """The method with its settings, and the options with what it trains with where they say nothing.
+
+    `sums` are those of the network before. Raises `UsageError` for settings that the method does not take.
+    """
+    assert options.method is not None  # the callers see to it
+    method = gradual.resolve(options.method, options.given(sums["macs"], sums["params"]), options.arguments)
+    recipe = dict(gradual.GRADUAL[options.method].recipe)
+    hook = gradual.hook(method)
+    batch_size = options.batch_size or recipe.get("batch_size")
+    if hook is not None and batch_size and (epochs := hook.epochs(data.train.steps(batch_size))):
+        recipe["epochs"] = epochs
+    missing = {name: value for name, value in recipe.items() if getattr(options, name) is None}
+    return method, replace(options, **missing)

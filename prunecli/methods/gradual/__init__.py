@@ -1,0 +1,110 @@
+"""The methods that prune while they train: a file a method, one table that lists them. Imports no torch.
+
+A method's file exports `Settings`, which `--method-arg` fills, and `Method`, a hook of the training loop made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from prunecli import sidecar
+from prunecli.errors import DamagedError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from prunecli.training import Hook
+
+
+class Row(NamedTuple):
+    """A method: its file, what is said of it, the shared options that it takes.
+
+    `recipe` has, by option, what it trains with where no option says.
+    """
+
+    module: str
+    summary: str
+    takes: tuple[str, ...]
+    recipe: Mapping[str, Any] = MappingProxyType({})
+
+
+GRADUAL = {
+    "swd": Row(
+        "swd",
+        "selective weight decay (Tessier et al. 2022)",
+        ("sparsity", "only", "skip"),
+    ),
+}
+
+
+def resolve(name: str, given: dict[str, Any], arguments: dict[str, Any]) -> sidecar.Method:
+    """The method with its settings: the shared options that were `given`, and `--method-arg` `arguments`.
+
+    Raises `UsageError` for what the method does not take, and for values out of range.
+    """
+    row, kind = GRADUAL[name], _load(name).Settings
+    for key in given:
+        if key not in row.takes:
+            flag = "--" + key.replace("_", "-")
+            takes = ", ".join("--" + option.replace("_", "-") for option in row.takes)
+            raise UsageError(f"{flag} means nothing with --method {name}", f"it takes {takes} and --method-arg")
+    own = {*kind.__struct_fields__} - {*row.takes}
+    for key in arguments:
+        if key not in own:
+            raise UsageError(f"--method-arg {key}: --method {name} has no such setting", nearest(key, own))
+    try:
+        settings = msgspec.convert(given | arguments, kind)
+    except msgspec.ValidationError as error:
+        raise _wrong_setting(name, kind, arguments, str(error)) from error
+    return sidecar.Method(name=name, settings=msgspec.to_builtins(settings))
+
+
+def hook(method: sidecar.Method) -> Hook | None:
+    """The method at work, or None where none is. Raises `DamagedError` for one that the sidecar does not describe."""
+    if method.name is None:
+        return None
+    hint = "the sidecar was changed by hand, or written by another version of prunecli"
+    if method.name not in GRADUAL:
+        raise DamagedError(f"training: no method is called {method.name!r}", hint)
+    module = _load(method.name)
+    try:
+        return module.Method(msgspec.convert(method.settings, module.Settings))  # type: ignore[no-any-return]
+    except msgspec.ValidationError as error:
+        raise DamagedError(f"training: settings of --method {method.name}: {error}", hint) from error
+
+
+def settings_of(name: str) -> dict[str, tuple[Any, str]]:
+    """The settings that `--method-arg` sets: default and description by name."""
+    kind = _load(name).Settings
+    properties = _properties(kind)
+    taken = GRADUAL[name].takes
+    return {
+        key: (value.get("default"), value.get("description", ""))
+        for key, value in properties.items()
+        if key not in taken
+    }
+
+
+def _wrong_setting(name: str, kind: type[Any], arguments: Mapping[str, Any], problem: str) -> UsageError:
+    """The error about a value that the settings do not take, or about one that they lack."""
+    reason, _, where = problem.partition(" - at `$.")
+    key = where.rstrip("`").partition("[")[0]
+    missing = reason.removeprefix("Object missing required field `").rstrip("`")
+    if missing != reason:
+        flag = "--" + missing if missing in GRADUAL[name].takes else f"--method-arg {missing}=..."
+        return UsageError(f"--method {name}: {flag} is missing", f"add it: {flag}" + " 0.5" * (missing == "sparsity"))
+    told = _properties(kind).get(key, {}).get("description")
+    flag = f"--method-arg {key}={arguments[key]}: " if key in arguments else f"--{key.replace('_', '-')}: " * bool(key)
+    return UsageError(f"--method {name}: {flag}{reason}", f"{key} is the {told}" if told else "see README, Methods")
+
+
+def _properties(kind: type[Any]) -> dict[str, Any]:
+    definition: dict[str, Any] = next(iter(msgspec.json.schema(kind)["$defs"].values()))["properties"]
+    return definition
+
+
+def _load(name: str) -> Any:
+    return import_module(f"prunecli.methods.gradual.{GRADUAL[name].module}")

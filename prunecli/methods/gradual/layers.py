@@ -1,0 +1,26 @@
+"""Which weights and which filters a method works on."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from prunecli.errors import TargetError
+from prunecli.methods.gradual.settings import Layers
+from prunecli.methods.groups import Wanted
+from prunecli.surgery.structure import layer_of
+from prunecli.training import Run
+
+
+def weights(run: Run, layers: Layers) -> dict[str, nn.Parameter]:
+    """The weights that multiply (no biases, no normalisation) of the layers in scope, in the order in which they act.
+
+    Raises `UsageError` for a pattern that names no layer, `TargetError` when nothing is left.
+    """
+    parameters = dict(run.network.named_parameters())
+    able = [name for name in run.cost.positions if name in parameters and parameters[name].ndim > 1]
+    wanted = Wanted(layers.only, layers.skip)
+    wanted.check([layer_of(name) for name in able])
+    chosen = {name: parameters[name] for name in able if wanted.why_not([layer_of(name)]) is None}
+    if not chosen:
+        raise TargetError("nothing to prune: no weight is left", "drop --only or --skip")
+    return chosen
