@@ -17,6 +17,7 @@ from prunecli import training
 from prunecli.checkpoint import Checkpoint
 from prunecli.errors import Interrupted, PruneError, TargetError, UsageError
 from prunecli.options import Recipe
+from prunecli.sidecar import Method
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,6 @@ KILLABLE = """
 import sys
 from prunecli.cli.boundary import main
 from prunecli.training import saving
-from prunecli.sidecar import Method
 saving.EPOCH_SECONDS = 0.0  # saves after every epoch
 main(sys.argv[1:])
 """
