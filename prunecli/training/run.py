@@ -73,7 +73,8 @@ class Run:
             new = _own_memory(torch.empty_like(parameters[name], requires_grad=False).copy_(mask))
             self.masks[name] = new * self.masks[name] if name in self.masks else new
         self._masked = None
-        self.enforce_masks()
+        if self.masks:
+            self.enforce_masks()
 
     def structure(self) -> surgery.Structure:
         """What can be cut from the network as it is now."""
@@ -132,6 +133,12 @@ class Run:
     def _packed(self) -> dict[str, Mask]:
         names = [name for name in self.source.weights if name in self.masks]
         return {name: pack_mask(self.masks[name].bool()) for name in names}
+
+    def examples(self) -> list[tuple[Tensor]]:
+        """Inputs that have nothing in common, small and large: what is the same for all of them is a constant."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, *self.cost.input)
+        return [((scale * torch.randn(shape, generator=generator)).to(self.device),) for scale in (0.3, 1.0, 3.0)]
 
     def _example(self) -> Tensor:
         return torch.zeros(2, *self.cost.input, device=self.device)  # two, for batch norms in train mode

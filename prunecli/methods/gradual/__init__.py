@@ -32,6 +32,7 @@ class Row(NamedTuple):
 
 
 GRADUAL = {
+    "sfp": Row("sfp", "soft filter pruning (He et al. 2018)", ("sparsity", "ratios", "only", "skip")),
     "swd": Row(
         "swd",
         "selective weight decay (Tessier et al. 2022)",

@@ -18,7 +18,11 @@ class Layers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Target(Layers, frozen=True, kw_only=True):
-    """The share to remove, of every layer, of those that a table names, or of all."""
+    """The share to remove, of every layer or of those that a table names."""
 
     sparsity: Share | None = None
     ratios: dict[str, Share] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.sparsity is None) != bool(self.ratios):
+            raise ValueError("give the share to remove: either --sparsity or --ratios")
