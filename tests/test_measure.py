@@ -128,13 +128,34 @@ def test_tied_parameters_count_once():
     assert (found.params, found.macs) == (16, 32)
 
 
-def test_a_path_that_depends_on_data_is_refused():
-    class Branch(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
+class Asks(nn.Module):
+    """Takes the path through `second` where a value of the input says so; makes a constant without naming a device."""
 
-    with pytest.raises(PruneError, match="Branch cannot be measured"):
-        cost(Branch(), torch.zeros(1, 3))
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 6)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        x = self.attention(x, x, x)[0] + torch.ones(4)
+        return self.second(x) if torch.unique(x).numel() > 0 else self.first(x)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_path_that_depends_on_values_is_measured_with_values(train):
+    network = Asks().train(train)
+    measured = cost(network, torch.zeros(1, 5, 4))
+    assert measured.positions == {"attention.in_proj_weight": 5, "attention.out_proj.weight": 5, "second.weight": 5}
+    assert measured.other_macs == 2 * 5 * 5 * 4
+    assert network.calls == 0
+    assert network.training == train
+
+
+def test_a_network_that_does_not_run_is_refused():
+    with pytest.raises(PruneError, match="Linear cannot be measured: RuntimeError: mat1 and mat2"):
+        cost(nn.Linear(4, 4), torch.zeros(1, 3))
 
 
 SHAPES = {

@@ -346,6 +346,8 @@ def nothing():
     pass
 def broken():
     raise KeyError("width")
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 """
     )
     (tmp_path / "userbroken.py").write_text("import no_such_module_anywhere\n")
@@ -381,6 +383,7 @@ def test_code_that_is_not_trusted_is_not_imported(module: str, trust: tuple[str,
         ("usernets:nothing", {}, "NoneType"),
         ("usernets:broken", {}, "KeyError"),
         ("usernets:small", {"wide": 3}, "wide"),
+        ("usernets:lazy", {}, "1.weight has no shape"),
         ("userbroken:network", {}, "no_such_module_anywhere"),
         ("usermissing:network", {}, "usermissing"),
     ],

@@ -1,13 +1,18 @@
-"""Multiply-adds of a network, counted by running it once on the meta device, where tensors have shapes and no data."""
+"""Multiply-adds of a network, counted in one run on the meta device, where tensors have shapes and no data.
+
+A network that asks for values runs once more with its own, and what the path for those inputs multiplies is counted.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -28,25 +33,21 @@ def cost(network: nn.Module, *inputs: Tensor) -> Cost:
     """Positions per weight, MACs of activation products and buffers of `network`, for one example in evaluation mode.
 
     A tied parameter counts once: its second name in the `state_dict` is listed among the buffers.
-    `inputs` have the batch first, on any device; only shapes and dtypes matter. The network is
-    neither moved nor changed. Raises `PruneError` when its path depends on data, which the meta device
-    does not have.
+    `inputs` have the batch first; their values matter where the network asks for some. The network is neither moved
+    nor changed. Raises `PruneError` when it does not run on them.
     """
     modes = {module: module.training for module in network.modules()}
-    parameters = {name: _meta(tensor) for name, tensor in network.named_parameters()}
-    buffers = {name: _meta(tensor) for name, tensor in network.named_buffers()}
-    examples = [_meta(tensor[:1]) for tensor in inputs]
-    counter = MacCounter(parameters, examples)
+    parameters = dict(network.named_parameters())
     network.eval()
     try:
-        with torch.no_grad(), counter:
-            torch.func.functional_call(
-                network, _by_module(network, parameters | buffers), tuple(examples), tie_weights=False
-            )
-    except Exception as error:  # a user's own forward raises anything
+        try:
+            counter = _counted(network, inputs, _meta)
+        except Exception:  # of any kind: it is the network's own code that asks for what the meta device has not
+            counter = _counted(network, inputs, _copy)
+    except Exception as error:
         raise PruneError(
             f"{type(network).__name__} cannot be measured: {type(error).__name__}: {error}",
-            "its forward must accept one example of the data set's shape and not branch on tensor values",
+            "its forward must accept one example of the data set's shape",
         ) from error
     finally:
         for module, mode in modes.items():
@@ -57,6 +58,31 @@ def cost(network: nn.Module, *inputs: Tensor) -> Cost:
         other_macs=counter.other,
         buffers=[name for name in network.state_dict() if name not in parameters],
     )
+
+
+def _counted(network: nn.Module, inputs: Sequence[Tensor], stand_in: Callable[[Any], Any]) -> MacCounter:
+    """A counter after a run of `network` on its first example, with stand-ins for all tensors."""
+    parameters = {name: stand_in(tensor) for name, tensor in network.named_parameters()}
+    buffers = {name: stand_in(tensor) for name, tensor in network.named_buffers()}
+    device = next((tensor.device for tensor in parameters.values()), None)
+    examples = [stand_in(tensor[:1]).to(device) for tensor in inputs]
+    counter = MacCounter(parameters, examples)
+    tensors = _by_module(network, parameters | buffers)
+    with torch.no_grad(), _attention_in_products(), counter:
+        torch.func.functional_call(network, tensors, tuple(examples), tie_weights=False)
+    return counter
+
+
+@contextmanager
+def _attention_in_products() -> Iterator[None]:
+    """Attention runs as the products that it is made of, as it does on the meta device."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class MacCounter(TorchDispatchMode):
@@ -73,12 +99,15 @@ class MacCounter(TorchDispatchMode):
         self.size = {name: tensor.numel() for name, tensor in parameters.items()}
         self.source = {_storage(tensor): name for name, tensor in parameters.items()}
         self.active = {_storage(tensor) for tensor in inputs}  # storages that depend on the example
+        self.on_meta = any(tensor.is_meta for tensor in inputs)
         self.alive: list[Tensor] = [*parameters.values(), *inputs]  # storages are known by address: none may be reused
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = tree_map(_meta, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        if self.on_meta:  # constants that the code makes without naming a device are not
+            args, kwargs = tree_map(_meta, (args, kwargs))
         result = function(*args, **kwargs)
         if function in FACTORS:
             factors = [args[position] for position in FACTORS[function]]
@@ -138,3 +167,7 @@ def _meta(value: Any) -> Any:
     if not isinstance(value, Tensor) or value.is_meta:
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from prunecli.errors import PruneError, UsageError, nearest
@@ -92,6 +93,9 @@ def _call(name: str, function: Callable[..., Any], args: dict[str, Any]) -> nn.M
     if not isinstance(network, nn.Module):
         message = f"{name} returned an object of class {type(network).__name__}"
         raise UsageError(message, "the function must return a torch.nn.Module")
+    lazy = [key for key, tensor in (*network.named_parameters(), *network.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise UsageError(f"{name} returned a network whose {lazy[0]} has no shape yet", "run it on a batch before")
     if meta and not all(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         network.to("meta")
     return network
