@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Protocol, TextIO
@@ -53,7 +54,7 @@ class Stderr:
         now = time.monotonic()
         if self.live and now - self.shown >= 0.1:
             self.shown, self.dirty = now, True
-            self.stream.write("\r\x1b[2K" + text[:119])
+            self.stream.write("\r\x1b[2K" + text[: self._width() - 1])
             self.stream.flush()
 
     def clear(self) -> None:
@@ -61,3 +62,17 @@ class Stderr:
             self.stream.write("\r\x1b[2K")
             self.stream.flush()
             self.dirty = False
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns or 120
+        except OSError:
+            return 120
+
+
+def short(value: float) -> str:
+    """Three digits, and from a thousand on k, M or G: 0.0123, 61.7k."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g}{unit}" if value < 999.5 * size else f"{value / size:.0f}{unit}"
+    return f"{value:.3g}"

@@ -286,7 +286,7 @@ class EpochLog(Strict, kw_only=True):
     lr: Learning rate of its last step.
     train: Running values on the training split (`loss`).
     score: Scores after the epoch on the split that `metrics.split` names.
-    method: What the pruning method at work had to tell: sparsity, MACs, its penalty; `name/layer` for single layers.
+    method: What the method at work had to tell: the share pruned, MACs, its penalty; `name/layer` for single layers.
     """
 
     epoch: Count

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from prunecli.progress import short
 from prunecli.reporting.row import Row
 
 NONE = "–"
@@ -14,10 +15,7 @@ def count(value: float | None) -> str:
     """Three digits and k, M or G: 61.7k."""
     if value is None:
         return NONE
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= 0.9995 * size:
-            return f"{value / size:.3g}{unit}" if value < 999.5 * size else f"{value / size:.0f}{unit}"
-    return f"{value:.0f}"
+    return short(value) if value >= 999.5 else f"{value:.0f}"
 
 
 def size(value: float | None) -> str:

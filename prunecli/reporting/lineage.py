@@ -9,10 +9,12 @@ from typing import Any
 
 from prunecli.sidecar import Sidecar, Step
 
-# What a line of text shows of a step, in this order; JSON has every option.
-SHOWN = (
-    "arch", "preset", "method", "sparsity", "ratios", "max_macs", "max_params", "scope", "round_to", "rounds",
-    "finetune_epochs", "regime", "shape", "budget", "init", "epochs", "optimizer", "lr", "schedule", "seed",
+# What a line of text shows of a step, in this order; between the two, what was set of the method's own settings. JSON
+# has every option.
+WHAT = ("arch", "preset", "method", "sparsity", "ratios", "max_macs", "max_params")
+HOW = (
+    "scope", "round_to", "rounds", "finetune_epochs", "regime", "shape", "budget", "init", "epochs", "optimizer", "lr",
+    "schedule", "seed",
 )  # fmt: skip
 USUAL = {"round_to": 1, "rounds": 1, "finetune_epochs": 0, "schedule": "constant", "seed": 0, "shape": "same"}
 
@@ -38,7 +40,9 @@ class Link:
         shown: dict[str, Any] = {}
         for key, value in _shown(self.options):
             shown.setdefault(key, value)  # the run's base rate comes before the optimizer's rate of the moment
-        return f"{self.command}({', '.join(f'{key}={_short(shown[key])}' for key in SHOWN if key in shown)})"
+        own = _own(self.options.get("settings"), self.options.get("changed"))
+        names, shown = dict.fromkeys((*WHAT, *own, *HOW)), shown | own
+        return f"{self.command}({', '.join(f'{key}={_short(shown[key])}' for key in names if key in shown)})"
 
     def data(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -71,10 +75,20 @@ def _link(step: Step, name: str | None) -> Link:
     return Link(step.command, step.options, step.parent, name, step.cost, step.score, tuple(step.notes))
 
 
+def _own(settings: Any, changed: Any) -> dict[str, Any]:
+    """A method's settings that are not at their default."""
+    if not (isinstance(settings, dict) and isinstance(changed, list)):
+        return {}
+    return {key: value for key, value in settings.items() if key in changed}
+
+
 def _short(value: Any) -> str:
     if isinstance(value, str) and SHA256.fullmatch(value):
         return value[:8]
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list | dict):
+        parts = [f"{key}:{_short(value[key])}" if isinstance(value, dict) else str(key) for key in value]
+        return "+".join(parts[:3]) + "+…" * (len(parts) > 3)
+    return f"{float(f'{value:.3g}'):g}" if isinstance(value, float) else str(value)
 
 
 def _shown(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from prunecli.checkpoint import Checkpoint
 from prunecli.data import Dataset, Order, Split
 from prunecli.errors import Interrupted, PruneError
 from prunecli.options import Execution
-from prunecli.progress import Say, silent
+from prunecli.progress import Say, short, silent
 from prunecli.sidecar import EpochLog, Method, Score
 from prunecli.training.evaluate import autocast, evaluate
 from prunecli.training.hook import Hook
@@ -115,8 +115,10 @@ def _score(run: Run) -> str:
         metrics.best = metrics.last
     training.epoch, training.step, training.totals = training.epoch + 1, 0, []
     line = f"epoch {training.epoch}/{training.epochs}  lr {rate:.3g}  train loss {loss_sum / max(seen, 1.0):.4f}  "
-    line += "  ".join([metrics.split, *(f"{name} {value:.4f}" for name, value in scores.items())])
-    return "  ".join([line, *(f"{name} {value:.4g}" for name, value in told.items() if "/" not in name)])
+    line += f"{metrics.split} " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    # not the parameters, whose share the sparsity is, and not single layers
+    shown = (f"{name} {short(value)}" for name, value in told.items() if name != "params" and "/" not in name)
+    return "  ".join([line, *shown])
 
 
 def _end(run: Run, say: Say) -> None:
@@ -126,7 +128,7 @@ def _end(run: Run, say: Say) -> None:
     before = run.metrics.last.values if run.metrics.last else scores
     run.metrics.last = run.metrics.best = Score(epoch=run.training.epoch, values=scores)
     shown = "  ".join(f"{name} {before[name]:.4f} -> {value:.4f}" for name, value in scores.items())
-    say("  ".join(["pruned", shown, *(f"{name} {value:.4g}" for name, value in run.sums().items())]))
+    say("  ".join(["pruned", shown, *(f"{name} {short(value)}" for name, value in run.sums().items())]))
     run.hook, run.training.method = Hook(), Method()
 
 

@@ -100,10 +100,11 @@ class Run:
         self._masked = None
 
     def sums(self) -> dict[str, float]:
-        """Sparsity (share of masked weights among all parameters), effective MACs and parameters, as they are now."""
+        """Effective MACs and parameters as they are now, and the share of the original parameters that is gone."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
-        sums = measure.totals(self.cost, shapes, self._packed())
-        return {"sparsity": sums.sparsity_all, "macs": sums.effective_macs, "params": sums.nonzero_params}
+        sums = measure.totals(self.cost, shapes, self._packed(), self.cuts)
+        sparsity = 1 - sums.nonzero_params / sums.original_params
+        return {"sparsity": sparsity, "macs": sums.effective_macs, "params": sums.nonzero_params}
 
     def told(self) -> dict[str, float]:
         """What the log of an epoch says of the method at work; empty where none is."""

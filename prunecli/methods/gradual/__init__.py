@@ -31,6 +31,8 @@ class Row(NamedTuple):
     recipe: Mapping[str, Any] = MappingProxyType({})
 
 
+REQUIRED = object()  # unlike any value
+
 GRADUAL = {
     "sfp": Row("sfp", "soft filter pruning (He et al. 2018)", ("sparsity", "ratios", "only", "skip")),
     "swd": Row(
@@ -77,6 +79,13 @@ def hook(method: sidecar.Method) -> Hook | None:
         raise DamagedError(f"training: settings of --method {method.name}: {error}", hint) from error
 
 
+def changed(method: sidecar.Method) -> list[str]:
+    """The settings that are not at their default."""
+    assert method.name is not None  # the caller sees to it
+    properties = _properties(_load(method.name).Settings)
+    return [key for key, value in method.settings.items() if properties[key].get("default", REQUIRED) != value]
+
+
 def settings_of(name: str) -> dict[str, tuple[Any, str]]:
     """The settings that `--method-arg` sets: default and description by name."""
     kind = _load(name).Settings
@@ -103,8 +112,8 @@ def _wrong_setting(name: str, kind: type[Any], arguments: Mapping[str, Any], pro
 
 
 def _properties(kind: type[Any]) -> dict[str, Any]:
-    definition: dict[str, Any] = next(iter(msgspec.json.schema(kind)["$defs"].values()))["properties"]
-    return definition
+    definition: dict[str, dict[str, Any]] = next(iter(msgspec.json.schema(kind)["$defs"].values()))["properties"]
+    return {key: {**value.get("anyOf", [{}])[0], **value} for key, value in definition.items()}  # of `X | None`, X
 
 
 def _load(name: str) -> Any:

@@ -18,7 +18,7 @@ from prunecli.allocate.masks import lowest
 from prunecli.errors import UsageError
 from prunecli.methods.gradual.layers import weights
 from prunecli.methods.gradual.settings import Layers, Positive, Share
-from prunecli.progress import Say
+from prunecli.progress import Say, short
 from prunecli.training import Hook, Run
 from prunecli.training.schedule import factor
 
@@ -69,7 +69,7 @@ class Method(Hook):
         return {"a": a, "penalty": 0.5 * a * self.mu * norm}
 
     def status(self, run: Run) -> str:
-        return f"a {self.strength(run):.3g}"
+        return f"a {short(self.strength(run))}"
 
     def _smallest(self) -> list[Tensor]:
         """True for the `count` smallest weights over all layers, in the weights' shapes; ties go by index."""
