@@ -8,6 +8,7 @@ import pty
 import struct
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,13 +52,9 @@ class Listening(Silent):
 
 def test_a_run_with_a_method_tells_sparsity_macs_and_penalty_in_short_lines(tmp_path: Path) -> None:
     say = Listening()
-    prunecli.train(
-        TrainOptions(
-            arch="lenet5", data="digits", epochs=1, batch_size=256, threads=1, output=str(tmp_path / "x.safetensors"),
-            method="swd", sparsity=0.9,
-        ),  # fmt: skip
-        say,
-    )
+    options: dict[str, Any] = {"arch": "lenet5", "data": "digits", "epochs": 1, "batch_size": 256, "threads": 1}
+    output = str(tmp_path / "x.safetensors")
+    prunecli.train(TrainOptions(**options, output=output, method="swd", sparsity=0.9), say)
     epoch, pruned = say.lines
     assert "  sparsity 0  macs 417k  a 10k  penalty " in epoch
     assert "conv" not in epoch
