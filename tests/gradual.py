@@ -55,8 +55,9 @@ def prune(source: Path, **options: Any) -> Checkpoint:
     return checkpoints.load(made.output)
 
 
-def check_resumed(tmp_path: Path, steps: int, **options: Any) -> None:
-    """A run that is killed after `steps` steps, and resumed, ends with the bytes of one that is not."""
+def check_resumed(tmp_path: Path, steps: int, *, again: dict[str, Any] | None = None, **options: Any) -> None:
+    """A run that is killed after `steps` steps, and resumed (with `again` changed), ends with the bytes of one that
+    is not."""
     small = {"arch": "lenet5", "data": "digits", "epochs": 2, "batch_size": 256, "lr": 0.05, "threads": 1}
     folders = [tmp_path / "whole", tmp_path / "killed"]
     made = []
@@ -67,7 +68,7 @@ def check_resumed(tmp_path: Path, steps: int, **options: Any) -> None:
     prunecli.train(whole)
     with pytest.raises(Killed):
         prunecli.train(killed, KillAt(steps))
-    prunecli.train(dataclasses.replace(killed, resume=True))
+    prunecli.train(dataclasses.replace(killed, resume=True, **(again or {})))
     for name in ("x.safetensors", "x.json"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 

@@ -29,9 +29,7 @@ class Settings(Layers, frozen=True, kw_only=True):
     sparsity: Share
     a_min: Annotated[Positive, Meta(description="strength a at the first step (equation 3)")] = 0.1
     a_max: Annotated[Positive, Meta(description="strength a after the last step (equation 3)")] = 1e4
-    mu: Annotated[float, Meta(gt=0, description="decay that a multiplies (default: the run's weight decay)")] | None = (
-        None
-    )
+    mu: Annotated[Positive | None, Meta(description="decay that a multiplies (default: the run's weight decay)")] = None
 
     def __post_init__(self) -> None:
         if self.a_max < self.a_min:
