@@ -150,9 +150,8 @@ def test_a_damaged_state_is_refused_by_name(tmp_path: Path, change: dict[str, An
     for field, value in change.items():
         setattr(middle.sidecar.training.method, field, value)
     checkpoints.save(middle, tmp_path / "middle.safetensors")
-    options = {"checkpoint": str(tmp_path / "middle.safetensors"), "output": str(tmp_path / "out.safetensors")}
     with pytest.raises(DamagedError, match=r"training"):
-        finetune(FinetuneOptions(**options))
+        finetune(tmp_path / "middle.safetensors")
 
 
 def test_a_snapshot_in_the_middle_goes_on_with_its_method(tmp_path: Path) -> None:
