@@ -160,7 +160,12 @@ def test_parents_are_found_by_hash(folder):
 
 def test_a_step_tells_its_method_with_the_settings_that_are_not_at_their_default(tmp_path):
     settings = {"only": [], "skip": ["conv1"], "sparsity": 0.9, "ratios": {"a": 0.25}, "a_min": 0.1, "a_max": 1000.0}
-    options = {"method": "swd", "settings": settings, "changed": ["skip", "sparsity", "ratios", "a_max"], "epochs": 5}
+    options = {
+        "method": "swd",
+        "settings": settings,
+        "settings_changed": ["skip", "sparsity", "ratios", "a_max"],
+        "epochs": 5,
+    }
     history = [step("train", **options), step("train", method="swd", settings=1, changed="epochs", epochs=5)]
     write(tmp_path / "x.safetensors", models.build("lenet5", {"num_classes": 10}), history=history)
     assert report(tmp_path, "x").rows[0].story == (

@@ -74,8 +74,9 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
     recorded = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in UNRECORDED}
     run = training.describe(sidecar.training, sidecar.optimizer)
     method = sidecar.training.method
+    hook = gradual.hook(method)
     if method.name:
-        run |= {"method": method.name, "settings": method.settings, "changed": gradual.changed(method)}
+        run |= {"method": method.name, "settings": method.settings, "settings_changed": gradual.changed(method)}
     run["data"] = data_used(data.info)
     entry = step(command, recorded | run, parent=initial.sha256, measured=measured(initial))
     sidecar.history = [*sidecar.history, entry]
@@ -89,7 +90,6 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
     start = _resumed(saving.partial, sidecar, say) if options.resume else None
     if options.resume and start is None and (done := _finished(saving.output, sidecar)):
         return Written(done, ("already complete: nothing to resume",))
-    hook = gradual.hook(method)
     result = training.fit(start or initial, data, options, saving=saving, hook=hook, say=say)
     result.sidecar.history = scored(result.sidecar)
     result.path, result.sha256 = saving.output, checkpoints.save(result, saving.output)

@@ -40,7 +40,7 @@ class Link:
         shown: dict[str, Any] = {}
         for key, value in _shown(self.options):
             shown.setdefault(key, value)  # the run's base rate comes before the optimizer's rate of the moment
-        own = _own(self.options.get("settings"), self.options.get("changed"))
+        own = _own(self.options.get("settings"), self.options.get("settings_changed"))
         names, shown = dict.fromkeys((*WHAT, *own, *HOW)), shown | own
         return f"{self.command}({', '.join(f'{key}={_short(shown[key])}' for key in names if key in shown)})"
 
