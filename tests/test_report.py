@@ -330,6 +330,36 @@ def test_page_of_one_checkpoint_without_scores(folder):
     assert "Error against cost" not in text
 
 
+def test_page_draws_what_a_method_logged(tmp_path):
+    network = models.build("lenet5", {"num_classes": 10})
+    sums = {"sparsity": 0.25, "macs": 3e5, "params": 4e4}
+    for name, own in (
+        ("swd", {"a": 10.0, "penalty": 0.0}),
+        ("asl", {"bound/conv1": 0.25, "bound/conv2": 0.5, "penalty": 1.0}),
+        ("greg", {"kept_norm": 2.0, "pruned_norm": 1e-4} | {f"factor/layer{k}": 0.5 for k in range(30)}),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        write(path, network, top1=0.9)
+        loaded = checkpoints.load(path)
+        for log in loaded.sidecar.metrics.curve:
+            log.method = sums | {key: value * log.epoch for key, value in own.items()}
+        loaded.sidecar.metrics.last = score(3, 0.85)
+        checkpoints.save(loaded, path)
+    text = page(report(tmp_path, "swd", "asl", "greg"))
+    assert text.count("<svg ") == 6
+    logged = text[text.index('<title id="numbers-title">') :]
+    logged = logged[: logged.index("</svg>")]
+    titles = re.findall(r"<!-- (.*?) -->", logged) + re.findall(r"<text[^>]*>([^<]*)</text>", logged)
+    assert {"a", "penalty", "bound by layer, asl", "norm of kept and pruned filters", "factor by layer, greg"} <= {
+        *titles
+    }
+    assert {"swd", "asl", "greg, kept", "greg, pruned", "conv1", "conv2", "layer0", "layer29"} <= {*titles}
+    assert "layer2" not in titles  # of many layers some are named
+    assert not {"sparsity", "macs", "params", "kept norm"} & {*titles}
+    assert "0.001" in titles  # norms that far apart are drawn on a logarithmic axis
+    assert "after the run" in text
+
+
 def test_page_escapes_what_checkpoints_say(folder):
     made = report(folder, "base")
     row = replace(made.rows[0], name="<script>alert(1)</script>")

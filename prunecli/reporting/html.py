@@ -36,7 +36,9 @@ def page(report: Report) -> str:
 
 
 def _pictures(report: Report) -> Iterator[Picture]:
-    for draw in (pictures.tradeoff, pictures.layers, pictures.curves, pictures.weights):
+    for draw in (
+        pictures.tradeoff, pictures.layers, pictures.curves, pictures.pruning, pictures.numbers, pictures.weights,
+    ):  # fmt: skip
         drawn = draw(report.rows)
         if drawn:
             yield drawn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunecli.reporting.pictures.style import Picture, color, drawing, figure, marker, picture
+from prunecli.reporting.pictures.style import Picture, drawing, epochs, figure, picture, stretch, stroke
 from prunecli.reporting.row import Row
 
 
@@ -19,22 +19,15 @@ def curves(rows: Sequence[Row]) -> Picture | None:
         left, right = drawn.subplots(1, 2)
         for i, row in shown:
             curve = row.sidecar.metrics.curve
-            every = max(len(curve) // 8, 1)
-            look = {"color": color(i), "marker": marker(i), "markersize": 5, "markevery": every, "lw": 1.6}
+            look = stroke(i, len(curve))
             losses = [(log.epoch, log.train["loss"]) for log in curve if "loss" in log.train]
             left.plot([epoch for epoch, _ in losses], [loss for _, loss in losses], label=row.name, **look)
             scores = [(log.epoch, 100 * log.score["top1"]) for log in curve if log.score and "top1" in log.score]
             right.plot([epoch for epoch, _ in scores], [top1 for _, top1 in scores], **look)
         left.set_ylabel("training loss")
-        positive = [y for line in left.lines for y in line.get_ydata() if y > 0]
-        if positive and max(positive) > 20 * min(positive):
-            left.set_yscale("log")
-            left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            left.minorticks_off()
+        stretch(left)
         right.set_ylabel(f"top-1 on the {split} split, %")
-        for axes in (left, right):
-            axes.set_xlabel("epoch of the checkpoint's own run")
-            axes.xaxis.get_major_locator().set_params(integer=True)
+        epochs(left, right)
         drawn.legend(loc="outside upper center", ncols=min(len(shown), 5))
         caption = "Training loss and accuracy after each epoch of the run that ended in the checkpoint."
         return picture(drawn, "curves", "Learning curves", caption)

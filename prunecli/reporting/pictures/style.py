@@ -70,6 +70,33 @@ def marker(i: int) -> str:
     return MARKERS[(i + i // len(COLORS)) % len(MARKERS)]
 
 
+def stroke(i: int, points: int) -> dict[str, Any]:
+    """How the line of the i-th checkpoint is drawn, through so many points."""
+    every = max(points // 8, 1)
+    return {"color": color(i), "marker": marker(i), "markersize": 5, "markevery": every, "lw": 1.6}
+
+
+def stretch(axes: Any) -> None:
+    """A logarithmic y axis where values are far apart; zeros stay on it, at the bottom."""
+    values = [float(y) for line in axes.lines for y in line.get_ydata()]
+    positive = [y for y in values if y > 0]
+    if not positive or min(values) < 0 or max(positive) <= 20 * min(positive):
+        return
+    if 0 in values:
+        axes.set_yscale("symlog", linthresh=min(positive))
+    else:
+        axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
+
+
+def epochs(*panels: Any) -> None:
+    """Epochs along the x axes."""
+    for axes in panels:
+        axes.set_xlabel("epoch of the checkpoint's own run")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
 def figure(height: float) -> Figure:
     """An empty figure as wide as the page."""
     return Figure(figsize=(WIDTH, height), layout="constrained")
