@@ -66,6 +66,15 @@ def test_arithmetic_looks_like_that_of_pytorch(shapes: tuple[tuple[int, ...], tu
         assert _looks(result) == _looks(getattr(torch, op)(x, other))
 
 
+@pytest.mark.parametrize("axes", [(2, 3), (-1,), (1, -2)])
+@pytest.mark.parametrize("keep", [True, False])
+def test_means_look_like_those_of_pytorch(axes: tuple[int, ...], keep: bool) -> None:
+    x = _meta(2, 6, 5, 4)
+    result = quick("mean", {"self": x, "dim": [*axes], "keepdim": keep, "dtype": None}, in_place=False)
+    assert result is not None
+    assert _looks(result) == _looks(x.mean(axes, keepdim=keep))
+
+
 @pytest.mark.parametrize("other", [2.0, _meta(3, 5), _meta(2, 2, 1), _meta(2, 3).double(), _meta(3, 2).T], ids=str)
 def test_other_arithmetic_is_left_to_pytorch(other: Tensor | float) -> None:
     assert quick("add", {"self": _meta(2, 3), "other": other}, in_place=False) is None
@@ -89,6 +98,9 @@ def test_an_operation_in_place_returns_its_input() -> None:
         ("linear", {"input": _meta(2, 6), "weight": _meta(3, 6).half(), "bias": None}),
         ("sigmoid", {"self": torch.empty(2, dtype=torch.int64, device="meta")}),
         ("relu", {"self": torch.ones(2)}),
+        ("mean", {"self": _meta(2, 6), "dim": [], "keepdim": False, "dtype": None}),
+        ("mean", {"self": _meta(2, 6), "dim": [1], "keepdim": False, "dtype": torch.float64}),
+        ("mean", {"self": _meta(2, 6).T, "dim": [1], "keepdim": False, "dtype": None}),
         ("conv2d", {"input": _meta(2, 3, 8, 8)}),
     ],
 )

@@ -27,8 +27,11 @@ def structure_of(network: nn.Module, ledger: Ledger, parts: Components) -> Struc
         for axis, nodes in axes.items():
             roots = parts.unit[nodes]
             numbers = group_of[roots]
-            for number in sorted({*numbers.tolist()} - {-1}):
-                unit = torch.where(numbers == number, unit_of[roots], -1)
+            its_groups = {*numbers.tolist()} - {-1}
+            for number in sorted(its_groups):
+                unit = unit_of[roots]
+                if len(its_groups) > 1:
+                    unit[numbers != number] = -1
                 found[number].append(Member(*axis, unit, ledger.roles.get(axis, "other")))
     groups = _named([_group(*parts_of, ledger, parts) for parts_of in zip(clusters, members, sizes, strict=True)])
     prunable = {layer for group in groups if group.prunable for layer in group.layers}

@@ -109,9 +109,11 @@ def vector(ledger: Ledger, layers: Layers, axis: int, length: int, why: str) -> 
     chosen = None
     for layer in layers:
         if layer.shape[axis] > 1:
-            slices = layer.movedim(axis, 0).reshape(length, -1)
-            nodes = slices[:, 0]
-            if slices.shape[1] > 1:
+            if layer.numel() == length:
+                nodes = layer.reshape(-1)
+            else:
+                slices = layer.movedim(axis, 0).reshape(length, -1)
+                nodes = slices[:, 0]
                 ledger.tie(slices, nodes[:, None], why)
             if chosen is not None:
                 ledger.tie(chosen, nodes, why)

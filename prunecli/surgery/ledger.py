@@ -78,7 +78,8 @@ class Ledger:
 
     def tie(self, first: Tensor, second: Tensor, why: str) -> None:
         """Nodes at equal places of two broadcastable tensors go together; a tie to node 0 fixes."""
-        first, second = torch.broadcast_tensors(first, second)
+        if first.shape != second.shape:
+            first, second = torch.broadcast_tensors(first, second)
         self._ties.append((first.reshape(-1), second.reshape(-1), why))
 
     def fix(self, nodes: Tensor, why: str) -> None:
@@ -100,7 +101,8 @@ class Ledger:
 
     def mark(self, nodes: Tensor, role: str) -> None:
         """The parameter axes that own these nodes act as `role`; "out" and "in" win over anything else."""
-        for start in {bisect_right(self._starts, node) - 1 for node in nodes.reshape(-1)[[0, -1]].tolist()} - {-1}:
+        nodes = nodes.reshape(-1)
+        for start in {bisect_right(self._starts, int(node)) - 1 for node in (nodes[0], nodes[-1])} - {-1}:
             owner = self._owners[start]
             if self.roles.get(owner) not in ("out", "in"):
                 self.roles[owner] = role

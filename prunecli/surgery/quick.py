@@ -27,6 +27,8 @@ def quick(op: str, args: dict[str, Any], *, in_place: bool) -> Tensor | None:
         return x.new_empty(x.shape)
     if op == "linear" and _multiplies(x, args["weight"], args["bias"]):
         return x.new_empty((*x.shape[:-1], len(args["weight"])))
+    if op == "mean" and args.get("dim") and args["dtype"] is None and x.is_contiguous():
+        return _reduced(x, {d % x.ndim for d in args["dim"]}, keep=args["keepdim"])
     return None
 
 
@@ -40,6 +42,10 @@ def _combined(x: Tensor, other: object) -> Tensor | None:
     sizes = [*zip(reversed(larger.shape), reversed(smaller.shape), strict=False)]
     fits = len(sizes) == smaller.ndim and all(b in (1, a) for a, b in sizes)
     return larger.new_empty(larger.shape) if fits else None
+
+
+def _reduced(x: Tensor, axes: set[int], *, keep: bool) -> Tensor:
+    return x.new_empty([1 if d in axes else n for d, n in enumerate(x.shape) if keep or d not in axes])
 
 
 def _all_of(args: dict[str, Any], shape: torch.Size) -> bool:

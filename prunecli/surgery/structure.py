@@ -142,9 +142,9 @@ class Structure:
             nodes = self.by_key[key].nodes
             gone[nodes] = True
             gone[nodes[kept]] = False
-        gone = gone[self.parts.unit]
-        lost = {axis: gone[nodes] for axis, nodes in axes.items()}
-        return {axis: ~mask for axis, mask in lost.items() if bool(mask.any())}
+        stays = ~gone[self.parts.unit]
+        masks = {axis: stays[nodes] for axis, nodes in axes.items()}
+        return {axis: mask for axis, mask in masks.items() if not bool(mask.all())}
 
     def _check(self, plan: Plan) -> None:
         for key, kept in plan.kept.items():

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from prunecli.errors import TargetError, UsageError
 from prunecli.surgery import shrink
@@ -21,7 +20,7 @@ from prunecli.surgery.mode import LabelMode, label
 from prunecli.surgery.sizes import follow_attributes
 from prunecli.surgery.structure import Plan, Structure
 from prunecli.surgery.trial import Trial, trial_plan
-from prunecli.surgery.twin import META, inputs_on, twin_of
+from prunecli.surgery.twin import META, inputs_on, tensors_held, twin_of
 from prunecli.surgery.within import tensors_in
 
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
@@ -150,8 +149,8 @@ def _run(twin: nn.Module, inputs: tuple[Any, ...], ledger: Ledger) -> Iterable[t
 def _kept(twin: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What a run has left in attributes of modules, for whoever reads it there; not weights made of other weights."""
     for name, module in twin.named_modules():
-        for attribute in vars(module).keys() - _OF_EVERY_MODULE:
-            for tensor in tree_leaves(vars(module)[attribute]):
+        for attribute, value in vars(module).items():
+            for tensor in tensors_held(value) if attribute not in _OF_EVERY_MODULE else ():
                 if not labels_of(tensor).own:
                     yield f"{name}.{attribute}".lstrip("."), tensor
 

@@ -37,11 +37,13 @@ class Trial(Ledger):
             self._stays[self._parts.unit[self._whole.axes[axis]]] = False
         self._stays[FIXED] = True
         self._units = self._parts.root.clone()  # one that is alone on some axis has no label to follow anywhere
-        left = [self._parts.root[self._whole.axes[axis]][mask] for axis, mask in self.keep.items()]
-        left += [self._parts.root[self._whole.sizes[axis]][mask] for axis, mask in self.counted.items()]
-        for units in left:
-            if bool((units == units[:1]).all()):
-                self._units[self._parts.root == units[0]] = FIXED
+        left = [self._whole.axes[axis][mask] for axis, mask in self.keep.items()]
+        left += [self._whole.sizes[axis][mask] for axis, mask in self.counted.items()]
+        units = self._parts.root[torch.cat([self._parts.root[:0], *left])]
+        place = torch.repeat_interleave(torch.tensor([*map(len, left)], dtype=torch.int64))
+        most = units.new_zeros(len(left)).scatter_reduce(0, place, units, "amax")
+        least = most.scatter_reduce(0, place, units, "amin")
+        self._units[torch.isin(self._parts.root, least[least == most])] = FIXED
 
     def axis(self, tensor: str, axis: int, length: int) -> Tensor:
         """Units of the slices that are left."""
@@ -69,6 +71,8 @@ class Trial(Ledger):
 
     def tie(self, first: Tensor, second: Tensor, why: str) -> None:
         """Units at equal places must be the same, or both stay."""
+        if torch.equal(first, second):
+            return
         differ = (first != second) & ~(self._stays[first] & self._stays[second])
         if bool(differ.any()):
             nodes = torch.cat([x.expand(differ.shape)[differ] for x in (first, second)])

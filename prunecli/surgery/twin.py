@@ -28,7 +28,7 @@ def twin_of(network: nn.Module, device: torch.device | None) -> nn.Module:
             elif type(value) in (dict, OrderedDict, set) and not value:  # most of what a module holds are empty hooks
                 memo[id(value)] = type(value)()
             elif type(value) in (list, tuple, dict) and attribute not in ("_parameters", "_buffers", "_modules"):
-                memo |= {id(x): _stand_in(x, device) for x in tree_leaves(value) if isinstance(x, Tensor)}
+                memo |= {id(x): _stand_in(x, device) for x in tensors_held(value)}
     for tensor in (*network.parameters(), *network.buffers()):
         memo[id(tensor)] = _stand_in(tensor, device)
     try:
@@ -59,6 +59,12 @@ def own_tensors(network: nn.Module) -> dict[str, Tensor]:
 def all_tensors(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, those of the `state_dict` by every name that they have there."""
     return {**dict(network.named_buffers()), **network.state_dict(keep_vars=True)}
+
+
+def tensors_held(value: Any) -> list[Tensor]:
+    """The tensors in what a module holds: a tensor, or containers of any nesting."""
+    plain = isinstance(value, str | int | float | None) or (isinstance(value, tuple) and {*map(type, value)} == {int})
+    return [] if plain else [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _stand_in(tensor: Tensor, device: torch.device | None) -> Tensor:
