@@ -199,6 +199,31 @@ def test_what_cannot_be_folded_is_said_and_left_as_it_was(shared: bool, why: str
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+class Reader(nn.Module):
+    """Reads constant units by a weight of its own, in ways that cannot be watched."""
+
+    def __init__(self, beta: float | None) -> None:
+        super().__init__()
+        self.a, self.beta = nn.Linear(4, 8), beta
+        self.read = nn.ParameterDict({"w": nn.Parameter(torch.randn(8, 5)), "b": nn.Parameter(torch.zeros(5))})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, w, b = self.a(x).relu(), self.read["w"], self.read["b"]
+        return y @ w + b if self.beta is None else torch.addmm(b, y, w, beta=self.beta)
+
+
+@pytest.mark.parametrize("beta", [None, 0.5])
+def test_readers_that_are_not_watched_are_named(beta: float | None) -> None:
+    network, x = Reader(beta), torch.randn(2, 4)
+    with torch.no_grad():
+        network.a.weight[:4], network.a.bias[:4] = 0, 1
+    structure, expected = trace(network, x), network.read["b"].detach().clone()
+    folded = compensate(network, structure, Plan({"a": [4, 5, 6, 7]}), [(x,), (torch.randn(2, 4),)])
+    assert "read" in folded.refused
+    assert folded.folded == 0
+    assert torch.equal(network.read["b"], expected)
+
+
 def test_the_network_stays_in_its_mode_and_its_tensors_are_not_written_to() -> None:
     """The memory may be that of a file: what changes gets memory of its own."""
     network = slimmed(classifier(nn.ReLU)).train()

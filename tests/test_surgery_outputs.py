@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 from handmade import FEATURES, IMAGE, Net, conv, pooled
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from prunecli.errors import UsageError
 from prunecli.surgery import trace
@@ -94,6 +96,15 @@ def test_what_the_network_keeps_in_attributes_stays() -> None:
     assert network.features[0].grad_fn is not None
 
 
+def test_what_the_network_keeps_in_objects_stays() -> None:
+    def keep(n: Net, x: Tensor) -> Tensor:
+        n.first = n.second = Output(n.a(x))
+        return n.fc(n.first.features)
+
+    network = Net(keep, a=nn.Linear(12, 8), fc=nn.Linear(8, 4))
+    assert trace(network, FEATURES).frozen["a"] == "the network keeps its channels in first"
+
+
 def test_weights_made_of_weights_are_no_outputs() -> None:
     network = Net(lambda n, x: n.fc(n.a(x)), a=nn.utils.spectral_norm(nn.Linear(12, 8)), fc=nn.Linear(8, 4))
     assert trace(network, FEATURES).by_key["a"].prunable
@@ -121,6 +132,35 @@ def test_train_mode_is_not_needed_for_layers_that_are_never_called() -> None:
         trace(Demanding(), IMAGE, train=True)
 
 
+def test_parameters_are_used_without_calling_their_module() -> None:
+    network = Net(lambda n, x: n.fc(n.a(x) * n.scales[0]), a=nn.Linear(12, 8), fc=nn.Linear(8, 4),
+                  scales=nn.ParameterList([torch.ones(8)]), unused=nn.ParameterList([torch.ones(8)]))  # fmt: skip
+    structure = trace(network, FEATURES)
+    assert structure.frozen.keys() == {"fc", "unused"}
+    assert "scales.0" in {member.tensor for member in structure.by_key["a"].members}
+
+
+class Auxiliary(nn.Module):
+    """A head that only train mode runs, up to a loss that needs targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fc, self.aux, self.head = conv(3, 8), nn.Linear(8, 4), conv(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
+        y = self.a(x)
+        if not self.training:
+            return pooled(self, y)
+        return pooled(self, y), cross_entropy(self.head(self.aux(y).mean((2, 3))), target)
+
+
+def test_what_runs_only_where_train_mode_fails_stays() -> None:
+    structure = trace(Auxiliary(), IMAGE)
+    assert {layer for layer, why in structure.frozen.items() if "train mode alone" in why} == {"aux", "head"}
+    inputs = {member.tensor for member in structure.by_key["a"].members if member.role == "in"}
+    assert inputs == {"fc.weight", "aux.weight"}
+
+
 class Training(nn.Module):
     """Does something with its channels in train mode only, in a function of its own."""
 
@@ -143,3 +183,28 @@ def test_what_only_train_mode_does_is_seen() -> None:
     assert trace(Training(nn.ReLU(), returns=False), FEATURES).group_of("a").prunable
     assert "outputs of the network" in trace(Training(nn.ReLU(), returns=True), FEATURES).frozen["a"]
     assert "amax" in trace(Training(relative, returns=False), FEATURES).frozen["a"]
+
+
+class Decorated(Training):
+    """The same behind a decorator and a property."""
+
+    @property
+    def trains(self) -> bool:
+        return self.training
+
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x)
+        return (self.fc(y), y) if self.trains else self.fc(y)
+
+
+class Wrapped(Training):
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x)
+        return (self.fc(y), y) if self.training else self.fc(y)
+
+
+@pytest.mark.parametrize("kind", [Decorated, Wrapped])
+def test_train_mode_is_seen_behind_decorators_and_properties(kind: type[Training]) -> None:
+    assert "outputs of the network" in trace(kind(nn.ReLU(), returns=True), FEATURES).frozen["a"]

@@ -117,6 +117,7 @@ UNTRACEABLE = {
     "too many inputs": (simple(F.relu), (IMAGE, IMAGE), "positional argument"),
     "no tensor": (simple(F.relu), ("image",), "in a"),
     "an error of its own": (Net(_raises, a=conv(3, 8)), (IMAGE,), "KeyError"),
+    "values": (Net(lambda n, x: n.a(x) * torch.equal(x, x), a=conv(3, 8)), (IMAGE,), "equal in the network itself"),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -180,6 +181,15 @@ def test_tensors_that_meet_a_number_of_channels_change_the_function(run: Callabl
     assert "the number of channels" in (trace(network, IMAGE).group_of("a").changes_function or "")
 
 
+@pytest.mark.parametrize(
+    "number", [lambda n: -n, abs, lambda n: 2**n, lambda n: divmod(n, 3)[0], lambda n: n << 1], ids=str
+)
+def test_numbers_computed_of_a_number_of_channels_change_the_function(number: Callable[[int], int]) -> None:
+    network = Net(lambda n, x: n.fc((y := n.a(x)).mean((2, 3)) * number(y.shape[1])), a=nn.Conv2d(3, 8, 3),
+                  fc=nn.Linear(8, 4))  # fmt: skip
+    assert "the number of channels" in (trace(network, IMAGE).group_of("a").changes_function or "")
+
+
 def test_halves_of_two_do_not_follow_a_number_in_the_code() -> None:
     """The half that is left has no neighbour to be told from, yet it takes the other's shape."""
 
@@ -214,3 +224,66 @@ def test_a_weight_may_be_seen_as_one_row() -> None:
         weight=nn.Parameter(torch.randn(8, 5)), fc=nn.Linear(2, 4),
     )  # fmt: skip
     assert not trace(network, TOKENS[0, :2, :5]).groups[0].prunable
+
+
+PLACES: dict[str, Callable[[Tensor], Tensor]] = {
+    "up to the last": lambda y: y[:, :-1],
+    "the last": lambda y: y[:, -1:],
+    "the last by number": lambda y: y[:, y.shape[1] - 1 :],
+    "a length less one": lambda y: y.narrow(1, 0, y.shape[1] - 1),
+    "three quarters": lambda y: y[:, : 3 * y.shape[1] // 4],
+    "every other": lambda y: y[:, ::2],
+    "shifted by one": lambda y: torch.cat([y[:, -1:], y[:, :-1]], 1),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_counted_from_the_end_or_computed_are_no_sizes(name: str) -> None:
+    """After a cut other channels are there, though labels on both sides may look alike."""
+    a, width = nn.Conv2d(3, 8, 3), PLACES[name](torch.zeros(1, 8)).shape[1]
+    network = Net(lambda n, x: n.b(PLACES[name](n.a(x))), a=a, b=nn.Conv2d(width, 4, 1))
+    assert "names places along the channels" in trace(network, IMAGE).frozen["a"]
+
+
+def test_a_slice_up_to_a_size_follows_whichever_way_it_is_written() -> None:
+    for half in (lambda y, n: y[:, : n.width], lambda y, n: y.narrow(-3, 0, n.width)):
+        network = Net(
+            lambda n, x, half=half: n.fc(half(torch.cat([n.a(x), n.b(x)], 1), n).mean((2, 3))),
+            width=8, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(3, 8, 3), fc=nn.Linear(8, 4),
+        )  # fmt: skip
+        structure = oracle.check_masking(network, (IMAGE,))
+        assert structure.group_of("a").prunable or structure.group_of("b").prunable
+
+
+@pytest.mark.parametrize("width", [12, 24])
+def test_as_many_blocks_as_a_block_is_long(width: int) -> None:
+    """In the cut network units in several blocks look like blocks of one unit: the whole network's labels decide."""
+
+    def quarter(n: Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        size = y.shape[1] // 4
+        return n.b(torch.cat([y[:, :size] * 2, y[:, size:]], 1))
+
+    network = Net(quarter, a=nn.Conv2d(3, width, 3), b=nn.Conv2d(width, 4, 1))
+    structure = oracle.check_masking(network, (IMAGE,))
+    assert structure.group_of("a").units == width // 4
+    verify(network, structure, Plan({"a": [*range(3)]}), IMAGE)
+
+
+def test_named_tuples_of_integers_stay_what_they_are() -> None:
+    config = namedtuple("Config", "width stride")
+    network = Net(
+        lambda n, x: n.fc(n.a(x).view(x.shape[0], n.config.width, -1).mean(2)),
+        config=config(8, 2), a=nn.Conv2d(3, 8, 3), fc=nn.Linear(8, 5),
+    )  # fmt: skip
+    assert "written in the code" in trace(network, IMAGE).frozen["a"]
+    assert network.config == config(8, 2)
+
+
+def test_the_number_of_groups_may_come_in_any_order() -> None:
+    for options in ({"padding": 1, "groups": 0}, {"groups": 0, "padding": 1}):
+        network = Net(
+            lambda n, x, o=options: n.fc(F.conv2d(n.a(x), n.w, **(o | {"groups": n.width})).mean((2, 3))),
+            width=8, w=nn.Parameter(torch.randn(8, 1, 3, 3)), a=nn.Conv2d(3, 8, 3), fc=nn.Linear(8, 5),
+        )  # fmt: skip
+        assert oracle.check_masking(network, (IMAGE,)).group_of("a").units == 8

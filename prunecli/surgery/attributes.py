@@ -69,13 +69,15 @@ def _made_anew(module: nn.Module) -> Iterator[None]:
     modes = {part: part.training for part in module.modules()}
     for part in modes:
         part.training = False
-    with torch.no_grad():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
-                hook(module, ())
-        yield
-    for part, mode in modes.items():
-        part.training = mode
+    try:
+        with torch.no_grad():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+                    hook(module, ())
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def counted(network: nn.Module, numbers: Mapping[Axis, int]) -> dict[str, dict[str, Value]]:

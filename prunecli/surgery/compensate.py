@@ -75,6 +75,10 @@ def compensate(network: nn.Module, structure: Structure, plan: Plan, runs: Seque
         active[read.gone.units[read.values.flatten(1).any(1)]] = True
         lost[read.gone.units[~read.same]] = True
     constant = active & ~lost
+    for tensor in gone.keys() - {read.tensor for read in mode.reads}:
+        if not bool(lost[gone[tensor].units].all()):
+            refused[layer_of(tensor)] = "what it reads is seen only of convolutions and linear layers that run"
+            lost[gone[tensor].units] = True
     for read in mode.reads:
         if layer_of(read.tensor) in refused:
             lost[read.gone.units] = True

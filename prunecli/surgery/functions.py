@@ -51,8 +51,11 @@ class SizeMode(TorchFunctionMode):
                 number.change(f"{name} with the number of channels in {self._layer() or 'the network itself'}")
         if name not in _HANDLED:
             return func(*args, **kwargs)
+        if name in _CONVOLUTIONS:  # the number of groups comes last
+            kwargs = dict(sorted(kwargs.items(), key=lambda item: item[0] == "groups"))
+            values = [*args, *kwargs.values()]
         if name in _PLACES:
-            self.ledger.follows = all(isinstance(n, Size) for n in _numbers(values[1:2] if "split" in name else values))
+            self.ledger.follows = all(isinstance(n, Size) and n.follows for n in _places(name, values))
         out = func(*args, **kwargs)
         self.ledger.follows = False
         with aside():
@@ -93,8 +96,8 @@ class SizeMode(TorchFunctionMode):
             _measure(values[3], out, values[1] % out.ndim, why)
         elif name == "__getitem__":
             for axis, size in _bounds(values[0], values[1]):
-                for layer in labels_of(values[0]).layers:
-                    if axis in support(layer):
+                for layer in labels_of(values[0]).layers if size.sides else ():
+                    if axis in support(layer) and int(size) <= layer.shape[axis]:
                         size.count(layer.narrow(axis, 0, int(size)), axis, why)
         elif name == "group_norm" and int(values[1]) == values[0].shape[1]:  # each channel alone
             _measure(values[1], values[0], 1, why)
@@ -126,14 +129,25 @@ def _label(tensor: Tensor, sizes: Sequence[int]) -> None:
 
 
 def _numbers(values: Any) -> Iterator[int]:
-    """Numbers among arguments that are more than a start at 0 or a whole axis."""
+    """Numbers among arguments, those in lists and slices included, but for starts at 0."""
     for value in values:
         if isinstance(value, slice):
             yield from _numbers((value.start, value.stop))
         elif isinstance(value, list | tuple):
             yield from _numbers(value)
-        elif isinstance(value, int) and not isinstance(value, bool) and value not in (0, -1):
+        elif isinstance(value, int) and not isinstance(value, bool) and int(value) != 0:
             yield value
+
+
+def _places(name: str, values: list[Any]) -> Iterator[int]:
+    """Numbers that name places on an axis, but its start and its end: bounds and steps of slices, sizes of parts."""
+    if name != "__getitem__":
+        yield from _numbers(values[1:2] if "split" in name else values[2:])
+        return
+    for item in values[1] if isinstance(values[1], tuple) else values[1:]:
+        if isinstance(item, slice):
+            yield from (n for n in (item.start, item.stop) if isinstance(n, int) and int(n) != 0)
+            yield from () if item.step in (None, 1) else (item.step,)
 
 
 def _bounds(tensor: Tensor, index: Any) -> Iterator[tuple[int, Size]]:

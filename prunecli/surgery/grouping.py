@@ -123,7 +123,8 @@ def _named(groups: list[Group]) -> list[Group]:
 
 
 def never_called(network: nn.Module, ledger: Ledger) -> dict[str, str]:
-    """Layers with parameters that took no part in the run."""
-    busy = ledger.called | {layer_of(tensor) for tensor, _ in ledger.roles}
+    """Layers with parameters that took no part in the run, neither by being called nor by these."""
     named = (name for name, module in network.named_modules() if any(True for _ in module.parameters(recurse=False)))
-    return dict.fromkeys((name for name in named if name not in busy), "never called on these inputs")
+    idle = [name for name in named if name not in ledger.called]
+    used = {layer_of(tensor) for tensor in (*ledger.tied(), *(tensor for tensor, _ in ledger.roles))} if idle else {}
+    return dict.fromkeys((name for name in idle if name not in used), "never called on these inputs")

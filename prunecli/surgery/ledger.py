@@ -40,6 +40,7 @@ class Ledger:
         self.rectangles: list[tuple[Tensor, str]] = []
         self.reshapes: Reshapes = {}
         self.expected: Reshapes = {}  # those of the whole network, in a run of a cut one
+        self.block_numbers: dict[tuple[tuple[int, int], str, int, int], bool] = {}  # does a size count blocks there?
         self.place = 0, 0  # of the running operation: how many ran before, and its parts that did
         self.whole_groups: dict[str, bool] = {}  # layer -> does its grouped convolution lose whole groups?
         self._starts: list[int] = []
@@ -106,6 +107,14 @@ class Ledger:
             owner = self._owners[start]
             if self.roles.get(owner) not in ("out", "in"):
                 self.roles[owner] = role
+
+    def tied(self) -> set[str]:
+        """Names of the tensors that some operation tied to anything."""
+        marks = torch.zeros(self._size, dtype=torch.bool)
+        for first, second, _ in self._ties:
+            marks[first] = True
+            marks[second] = True
+        return {tensor for (tensor, _), nodes in self.axes.items() if bool(marks[nodes].any())}
 
     def components(self) -> Components:
         """The units: connected components of all ties, rectangles and links enforced."""

@@ -89,13 +89,15 @@ class LabelMode(TorchDispatchMode):
     def failure(self, error: Exception) -> tuple[Tensor, str]:
         """The nodes that reached the last operation, and the error with operation and layer."""
         nodes = [layer.reshape(-1) for tensor in self._reaching for layer in labels_of(tensor).layers]
-        where = f"{self._op} in {self.layer or 'the network itself'}: {type(error).__name__}: {error}"
+        said, _, _ = str(error).partition("\n")
+        where = f"{self._op} in {self.layer or 'the network itself'}: {type(error).__name__}: {said}"
         return torch.cat([torch.zeros(0, dtype=torch.int64), *nodes]), where
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         step, part = self.ledger.place
         known = _known(func)
+        self._op = known.op
         if func._schema.name not in _COPIES:
             self.ledger.place = (step, part + 1) if self._inside else (step + 1, 0)
         if known.op in _VALUES:
@@ -110,7 +112,7 @@ class LabelMode(TorchDispatchMode):
             if known.rule is view and self.ledger.place in self.ledger.expected:  # in a trial, of a lone unit
                 self.ledger.reshape((), (), tuple(out.shape), f"{known.op} in {self.layer or 'the network itself'}")
             return out
-        self._op, self._reaching = known.op, tensors
+        self._reaching = tensors
         if known.rule is None:
             self._inside += 1
             with self:

@@ -72,9 +72,10 @@ def pick(call: Call) -> Layers | PerOutput:
     axes = call.axes("dim" if "dim" in call.args else "dims", len(shape))
     if call.op == "slice" and call.shape == shape:
         return layers
-    if call.op == "slice" and call.ledger.follows:
+    if call.op in ("slice", "narrow") and call.ledger.follows:
         (axis,) = axes
-        places = slice(call.args["start"], call.args["end"], call.args["step"])
+        start, end = call.args["start"], call.args.get("end")
+        places = slice(start, end if call.op == "slice" else start + call.args["length"], call.args.get("step"))
         return tuple(x[(slice(None),) * axis + (places,)] if axis in support(x) else x for x in layers)
     for axis in axes:
         layers = rigid(call.ledger, layers, axis, f"{call.why} names places along the channels")

@@ -105,7 +105,7 @@ class ReadMode(TorchDispatchMode):
             self._follow(tensor, mean if tensor is named.get("input") else None)
         out = func(*args, **kwargs)
         names = _READERS.get("conv" if op.startswith("conv") else op)
-        bias = self._mine(named.get(names[2])) if names else None
+        bias = self._mine(named.get(names[2])) if names and named.get("beta", 1) == 1 else None
         if self._first:
             self.uses.update(id(sink) for sink in (mean, bias) if sink is not None)
         if names and self._own.get(id(named[names[1]])) in self._gone:

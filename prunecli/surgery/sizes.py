@@ -33,13 +33,15 @@ def aside() -> Iterator[None]:
 class Size(int):
     """An integer with the axes that it counts, or one of `by` equal blocks of them; none if it was computed.
 
-    `layers` are those whose cut changes it.
+    `layers` are those whose cut changes it. `follows` tells sizes, and sums and multiples of them, from numbers such as
+    `n - 1`, which are other places after a cut.
     """
 
     ledger: Ledger
     sides: tuple[Side, ...]
     by: int  # a Size where the number of blocks may be cut too
     layers: tuple[Tensor, ...]
+    follows: bool = True
 
     @classmethod
     def of(
@@ -62,9 +64,10 @@ class Size(int):
             return list(self.sides)
         result = []
         first = layer.movedim(axis, 0).flatten(1)[:, 0] if layer.ndim > 1 else layer
-        for own, place in self.sides:
+        for number, (own, place) in enumerate(self.sides):
             blocks = own.unflatten(place, (int(self), int(self.by)))
-            if blocks.movedim(place, 0).flatten(1)[:, 0].equal(first):  # channel 0, `by`, 2 `by`, …: so many blocks
+            many = blocks.movedim(place, 0).flatten(1)[:, 0].equal(first)  # channel 0, `by`, 2 `by`, …: so many blocks
+            if self.ledger.block_numbers.setdefault((self.ledger.place, why, axis, number), many):
                 self.ledger.tie(blocks, blocks.narrow(place + 1, 0, 1), why)
                 result.append((blocks, place))
                 continue
@@ -101,7 +104,9 @@ class Size(int):
     def __floordiv__(self, other: Any) -> Any:
         """A block of one axis; blocks of blocks are merely computed."""
         if self.by == 1 and isinstance(other, int) and other > 0 and int(self) % int(other) == 0:
-            return Size.of(int(self) // int(other), self.ledger, self.sides, other, self.layers)
+            size = Size.of(int(self) // int(other), self.ledger, self.sides, other, self.layers)
+            size.follows = bool(self.sides)
+            return size
         return self._computed(int.__floordiv__, other)
 
     def __truediv__(self, other: Any) -> Any:
@@ -125,7 +130,12 @@ class Size(int):
             self.change("a function of the number of channels")
         layers = self.layers + (other.layers if isinstance(other, Size) else ())
         result = operation(int(self), int(other) if isinstance(other, Size) else other)
-        return Size.of(result, self.ledger, layers=layers) if type(result) is int else result
+        if type(result) is not int:
+            return result
+        size = Size.of(result, self.ledger, layers=layers)
+        kept = other.follows if isinstance(other, Size) else (operation is int.__mul__ and other > 0) or other == 0
+        size.follows = self.follows and kept
+        return size
 
     def __add__(self, other: Any) -> Any:
         return self._computed(int.__add__, other)
@@ -144,6 +154,22 @@ class Size(int):
 
     def __rfloordiv__(self, other: Any) -> Any:
         return self._computed(int.__rfloordiv__, other)
+
+    def __lshift__(self, other: Any) -> Any:
+        return self._computed(int.__lshift__, other)
+
+    def __neg__(self) -> Any:
+        return self._computed(int.__mul__, -1)
+
+    def __abs__(self) -> Any:
+        return self if self >= 0 else -self
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rpow__(self, other: Any, modulo: Any = None) -> Any:
+        self.change("a power of the number of channels")
+        return pow(other, int(self), modulo)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -168,7 +194,7 @@ def follow_attributes(network: nn.Module, ledger: Ledger) -> None:
             key = f"{name}.{attribute}" if name else attribute
             if type(value) is int and ledger.counts(key, 0, value):
                 setattr(module, attribute, _own(ledger, key, 0, value))
-            elif isinstance(value, list | tuple) and value and all(type(v) is int for v in value):
+            elif type(value) in (list, tuple, torch.Size) and value and all(type(v) is int for v in value):
                 items = [_own(ledger, key, i, v) if ledger.counts(key, i, v) else v for i, v in enumerate(value)]
                 setattr(module, attribute, items if isinstance(value, list) else tuple(items))
 

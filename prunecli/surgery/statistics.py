@@ -65,8 +65,8 @@ def _tie_affine(call: Call, names: tuple[str, ...]) -> Layers:
 def reduction(call: Call) -> Layers:
     """Sums, averages and extrema over some axes.
 
-    Over a labelled axis of activations a sum is exact; a sum of weights changes, since those of a unit that is cut
-    are not zero, and so do averages, whatever is cut; extrema fix the axis.
+    Over a labelled axis of activations a sum is exact where units that are cut leave zeros in it; a sum of weights
+    changes, since those of a unit that is cut are not zero, and so do averages, whatever is cut; extrema fix the axis.
     """
     shape, layers = call.operand("self" if "self" in call.args else "input")
     axes = call.axes("dim", len(shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from inspect import unwrap
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -20,9 +21,10 @@ from prunecli.surgery.mode import LabelMode, label
 from prunecli.surgery.sizes import follow_attributes
 from prunecli.surgery.structure import Plan, Structure
 from prunecli.surgery.trial import Trial, trial_plan
-from prunecli.surgery.twin import META, inputs_on, tensors_held, twin_of
+from prunecli.surgery.twin import META, inputs_on, is_plain, twin_of
 from prunecli.surgery.within import tensors_in
 
+_WITHOUT_VALUES = "its code needs values there, of which a trace knows only those asked for by x.item() or `if x`"
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
@@ -83,9 +85,14 @@ def _asks_for_mode(network: nn.Module) -> bool:
     """Does the network's own code look at `training`? Known layers do nothing there that concerns channels."""
     kinds = {kind for module in network.modules() for kind in type(module).__mro__}
     own = [vars(kind).values() for kind in kinds if not kind.__module__.startswith(("torch.", "torchvision.ops."))]
-    return any(
-        _names(value.__code__, "training") for values in own for value in values if isinstance(value, FunctionType)
-    )
+    functions = (_undecorated(value) for values in own for value in values)
+    return any(_names(function.__code__, "training") for function in functions if isinstance(function, FunctionType))
+
+
+def _undecorated(value: Any) -> Any:
+    """The function that a decorator, a property or a static method holds; anything else as it is."""
+    value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    return unwrap(value) if isinstance(value, FunctionType) else value
 
 
 def _names(code: CodeType, name: str) -> bool:
@@ -98,15 +105,18 @@ def _run_on(
     for mode in (False, True):
         if mode and not train and not never_called(network, ledger) and not _asks_for_mode(network):
             break
-        answers = len(ledger.answers)
+        answers, known = len(ledger.answers), {*ledger.roles}
         with torch.inference_mode():
             twin = twin_of(network, device).train(mode)
             failures = [why for _, why in _run(twin, inputs_on(inputs, device), ledger)]
         if failures and mode and not train:  # it needs other inputs there, such as targets, and nobody asked for it
             del ledger.answers[answers:]
+            for axis in (a for a, role in ledger.roles.items() if role == "out" and a not in known):
+                ledger.fix(ledger.axes[axis], "it runs in train mode alone, where the network fails on these inputs")
             break
         for why in failures:
-            raise UsageError(f"the network cannot be traced: {why}", "give example inputs on which the network runs")
+            hint = _WITHOUT_VALUES if "meta" in why.lower() else "give example inputs on which the network runs"
+            raise UsageError(f"the network cannot be traced: {why}", hint)
         ledger.modes += (mode,)
     return ledger
 
@@ -150,7 +160,9 @@ def _kept(twin: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What a run has left in attributes of modules, for whoever reads it there; not weights made of other weights."""
     for name, module in twin.named_modules():
         for attribute, value in vars(module).items():
-            for tensor in tensors_held(value) if attribute not in _OF_EVERY_MODULE else ():
+            if attribute in _OF_EVERY_MODULE or is_plain(value):
+                continue
+            for tensor in tensors_in(value):
                 if not labels_of(tensor).own:
                     yield f"{name}.{attribute}".lstrip("."), tensor
 

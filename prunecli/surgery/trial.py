@@ -28,6 +28,7 @@ class Trial(Ledger):
         self.whole_groups = dict(structure.whole_groups)
         self.answers = list(structure.ledger.answers)
         self.expected = structure.ledger.reshapes
+        self.block_numbers = dict(structure.ledger.block_numbers)  # what labels tell of nodes, units may tell wrong
         self.keep = structure.keep_masks(plan)
         self.counted = structure.size_masks(plan)
         self._parts = structure.parts

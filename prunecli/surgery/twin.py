@@ -28,7 +28,8 @@ def twin_of(network: nn.Module, device: torch.device | None) -> nn.Module:
             elif type(value) in (dict, OrderedDict, set) and not value:  # most of what a module holds are empty hooks
                 memo[id(value)] = type(value)()
             elif type(value) in (list, tuple, dict) and attribute not in ("_parameters", "_buffers", "_modules"):
-                memo |= {id(x): _stand_in(x, device) for x in tensors_held(value)}
+                leaves = () if is_plain(value) else tree_leaves(value)
+                memo |= {id(x): _stand_in(x, device) for x in leaves if isinstance(x, Tensor)}
     for tensor in (*network.parameters(), *network.buffers()):
         memo[id(tensor)] = _stand_in(tensor, device)
     try:
@@ -61,10 +62,9 @@ def all_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_buffers()), **network.state_dict(keep_vars=True)}
 
 
-def tensors_held(value: Any) -> list[Tensor]:
-    """The tensors in what a module holds: a tensor, or containers of any nesting."""
-    plain = isinstance(value, str | int | float | None) or (isinstance(value, tuple) and {*map(type, value)} == {int})
-    return [] if plain else [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+def is_plain(value: Any) -> bool:
+    """Is this a number, a word or a tuple of integers, as most of what modules hold?"""
+    return isinstance(value, str | int | float | None) or (isinstance(value, tuple) and {*map(type, value)} == {int})
 
 
 def _stand_in(tensor: Tensor, device: torch.device | None) -> Tensor:
