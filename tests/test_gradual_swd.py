@@ -76,6 +76,21 @@ def test_a_trained_network_is_pruned_while_it_trains_on_and_old_masks_stay(tmp_p
     assert [step.command for step in second.sidecar.history] == ["train", "prune", "prune"]
 
 
+def test_biases_are_ranked_with_the_weights_where_they_are_wanted(tmp_path: Path) -> None:
+    sidecar = train(tmp_path, method="swd", sparsity=0.5, method_arg=("biases=true",)).sidecar
+    assert {name.rpartition(".")[2] for name in sidecar.masks} == {"weight", "bias"}
+    size = sum(math.prod(mask.shape) for mask in sidecar.masks.values())
+    assert size == 61706  # all parameters of LeNet-5
+    assert sum(mask.kept for mask in sidecar.masks.values()) == size - size // 2
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"optimizer": "adamw", "lr": 0.001}, {"nesterov": True}])
+def test_it_works_in_mixed_precision_and_with_other_optimizers(tmp_path: Path, options: dict[str, Any]) -> None:
+    result = train(tmp_path, **({"method": "swd", "sparsity": 0.5, "method_arg": ("mu=5e-4",)} | options))
+    for name, mask in result.sidecar.masks.items():
+        assert bool((result.weights[name][~unpack_mask(mask)] == 0).all())
+
+
 def test_an_unstable_strength_is_warned_of_with_the_largest_safe_one(tmp_path: Path) -> None:
     run = live(tmp_path, "swd", {"a_max": 1e9}, {"sparsity": 0.5}, schedule="constant", weight_decay=5e-4)
     say = Listening()

@@ -11,8 +11,10 @@ from prunecli.surgery.structure import layer_of
 from prunecli.training import Run
 
 
-def weights(run: Run, layers: Layers) -> dict[str, nn.Parameter]:
-    """The weights that multiply (no biases, no normalisation) of the layers in scope, in the order in which they act.
+def weights(run: Run, layers: Layers, *, biases: bool = False) -> dict[str, nn.Parameter]:
+    """The weights that multiply (no normalisation) of the layers in scope, in the order in which they act.
+
+    With `biases`, those of these layers follow.
 
     Raises `UsageError` for a pattern that names no layer, `TargetError` when nothing is left.
     """
@@ -23,4 +25,5 @@ def weights(run: Run, layers: Layers) -> dict[str, nn.Parameter]:
     chosen = {name: parameters[name] for name in able if wanted.why_not([layer_of(name)]) is None}
     if not chosen:
         raise TargetError("nothing to prune: no weight is left", "drop --only or --skip")
-    return chosen
+    added = [f"{layer_of(name)}.bias" for name in chosen] if biases else []
+    return chosen | {name: parameters[name] for name in added if name in parameters}

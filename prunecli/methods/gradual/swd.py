@@ -30,6 +30,7 @@ class Settings(Layers, frozen=True, kw_only=True):
     a_min: Annotated[Positive, Meta(description="strength a at the first step (equation 3)")] = 0.1
     a_max: Annotated[Positive, Meta(description="strength a after the last step (equation 3)")] = 1e4
     mu: Annotated[Positive | None, Meta(description="decay that a multiplies (default: the run's weight decay)")] = None
+    biases: Annotated[bool, Meta(description="whether biases are ranked and masked with the weights")] = False
 
     def __post_init__(self) -> None:
         if self.a_max < self.a_min:
@@ -37,7 +38,7 @@ class Settings(Layers, frozen=True, kw_only=True):
 
 
 class Method(Hook):
-    """Unstructured: single weights of convolutions and linear layers, never biases or normalisation."""
+    """Unstructured: single weights of convolutions and linear layers, never of normalisations."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Method(Hook):
 
     def begin(self, run: Run, say: Say) -> None:
         self.mu = decay(run, self.settings.mu)
-        self.weights = weights(run, self.settings)
+        self.weights = weights(run, self.settings, biases=self.settings.biases)
         self.count = math.floor(sum(w.numel() for w in self.weights.values()) * self.settings.sparsity + 1e-9)
         warn_of_instability(run, self.settings, self.mu, say)
 
