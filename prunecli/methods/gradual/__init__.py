@@ -40,6 +40,11 @@ GRADUAL = {
         "selective weight decay (Tessier et al. 2022)",
         ("sparsity", "only", "skip"),
     ),
+    "slimming": Row(
+        "slimming",
+        "batch-norm scales under a penalty, the smallest cut at the end (Liu et al. 2017)",
+        ("sparsity", "only", "skip"),
+    ),
 }
 
 
@@ -54,7 +59,7 @@ def resolve(name: str, given: dict[str, Any], arguments: dict[str, Any]) -> side
             flag = "--" + key.replace("_", "-")
             takes = ", ".join("--" + option.replace("_", "-") for option in row.takes)
             raise UsageError(f"{flag} means nothing with --method {name}", f"it takes {takes} and --method-arg")
-    own = {*kind.__struct_fields__} - {*row.takes}
+    own = {*kind.__struct_encode_fields__} - {*row.takes}
     for key in arguments:
         if key not in own:
             raise UsageError(f"--method-arg {key}: --method {name} has no such setting", nearest(key, own))
