@@ -21,7 +21,7 @@ from prunecli.methods.reach import candidates, reach
 from prunecli.methods.remarks import caveats, left_whole, remarks, shortfall
 from prunecli.methods.targets import Target, Units
 from prunecli.surgery import Group, Plan, Structure
-from prunecli.surgery.compensate import compensate, probes
+from prunecli.surgery.compensate import compensate
 from prunecli.training import optimizer as optimizers
 
 LAST = [math.inf]  # the scores of a group that earlier rounds have left one unit, which stays
@@ -54,7 +54,7 @@ def prune(
     allocation = reach(target, found, how, structure, checkpoint.sidecar.cost)
     plan = found.plan(allocation.widths)
     surgery.verify(network, structure, plan, example)
-    folded = compensate(network, structure, plan, probes(example)) if how.fold else None
+    folded = compensate(network, structure, plan, _runs(example)) if how.fold else None
     whole_groups = left_whole(found, chosen.groups, target, allocation, how)
     unpruned = _unpruned(chosen, whole_groups, wanted, plan)
     notes = remarks(found, allocation, how) + (caveats(folded) if folded else [])
@@ -68,6 +68,12 @@ def prune(
         )
     named = wanted.named([*dict.fromkeys([*structure.order, *unpruned])])
     return Outcome(cut, rows, notes, unpruned, named, shortfall(found, allocation, how), folded)
+
+
+def _runs(example: Tensor) -> list[tuple[Tensor]]:
+    """Inputs that have nothing in common, small and large."""
+    generator = torch.Generator().manual_seed(0)
+    return [(scale * torch.randn(example.shape, generator=generator),) for scale in (0.3, 1.0, 3.0)]
 
 
 def _scores(network: nn.Module, groups: Mapping[str, Group], how: Units) -> dict[str, list[float]]:

@@ -85,13 +85,6 @@ def compensate(network: nn.Module, structure: Structure, plan: Plan, runs: Seque
     return Folded(removed, int(constant.sum()), int((constant & ~lost).sum()), approximate, refused)
 
 
-def probes(example: Tensor) -> list[tuple[Tensor]]:
-    """Inputs of the shape of `example` that have nothing in common, small and large."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = [scale * torch.randn(example.shape, generator=generator) for scale in (0.3, 1.0, 3.0)]
-    return [(x.to(example.device),) for x in drawn]
-
-
 def _gone(structure: Structure, plan: Plan) -> tuple[dict[str, Gone], int]:
     """What of each weight reads removed units, which are numbered through all groups, and how many these are."""
     found: dict[str, Gone] = {}

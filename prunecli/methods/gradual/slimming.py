@@ -24,7 +24,7 @@ from prunecli.methods.remarks import caveats, remarks
 from prunecli.methods.targets import Target, Units
 from prunecli.progress import Say
 from prunecli.surgery import Plan, Structure
-from prunecli.surgery.compensate import compensate, probes
+from prunecli.surgery.compensate import compensate
 from prunecli.training import Hook, Run
 
 
@@ -75,8 +75,7 @@ class Method(Hook):
         plan, notes = self._choose(run, structure)
         if self.settings.compensate:
             _silence(self.gammas, structure, plan)
-            example = torch.zeros(2, *run.cost.input, device=run.device)
-            notes += caveats(compensate(run.network, structure, plan, probes(example)))
+            notes += caveats(compensate(run.network, structure, plan, run.examples()))
         for note in notes:
             self.say(f"warning: {note}")
         run.shrink(structure, plan)
