@@ -17,7 +17,7 @@ from prunecli.criteria.scale import bn_scale
 from prunecli.criteria.slices import aligned
 
 __all__ = [
-    "CRITERIA", "Criterion", "aligned", "bn_scale", "bound", "fpgm", "l1", "l2", "magnitude", "random_units",
+    "CRITERIA", "Criterion", "Scorer", "aligned", "bn_scale", "bound", "fpgm", "l1", "l2", "magnitude", "random_units",
     "random_weights",
 ]  # fmt: skip
 

@@ -34,6 +34,7 @@ class Row(NamedTuple):
 REQUIRED = object()  # unlike any value
 
 GRADUAL = {
+    "psfp": Row("psfp", "progressive soft filter pruning (He et al. 2018)", ("sparsity", "ratios", "only", "skip")),
     "sfp": Row("sfp", "soft filter pruning (He et al. 2018)", ("sparsity", "ratios", "only", "skip")),
     "swd": Row(
         "swd",

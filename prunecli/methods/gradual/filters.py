@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from prunecli.allocate.counts import GUARD
+from prunecli.allocate.masks import lowest
 from prunecli.allocate.patterns import share_of
+from prunecli.criteria import Scorer, aligned
 from prunecli.errors import TargetError
 from prunecli.methods.gradual.settings import Target
 from prunecli.methods.groups import Wanted, choose
@@ -16,7 +20,7 @@ from prunecli.methods.outcome import left_alone
 from prunecli.progress import Say
 from prunecli.surgery import Group, Member, Plan, Structure
 from prunecli.surgery.compensate import compensate
-from prunecli.surgery.ledger import Axis
+from prunecli.surgery.ledger import FIXED, Axis
 from prunecli.training import Run
 
 
@@ -38,26 +42,36 @@ class Filters:
         return [found[axis] for axis in self.group.outputs]
 
     @property
-    def shared(self) -> bool:
-        """Do several convolutions make these units, as in a residual stage?"""
-        return len(self.group.outputs) > 1
+    def scorers(self) -> list[Member]:
+        """Producers that make every unit once: the projection or, where there is none, the first (in a first stage the
+        stem), then those that make units of their own."""
+        seen: set[int] = {-1}
+        found = []
+        for member in sorted(self.producers, key=lambda m: m.tensor != self.projection):
+            if not seen.issuperset(units := member.unit.tolist()):
+                found.append(member)
+                seen.update(units)
+        return found
 
     @property
-    def leading(self) -> Member:
-        """The projection or, where there is none, the first producer (in a first stage the stem)."""
-        return next((m for m in self.producers if m.tensor == self.projection), self.producers[0])
+    def downsampled(self) -> bool:
+        """Is it a residual stage behind a shortcut that widens: by a projection, or by channels of zeros?"""
+        padded = len(self.group.outputs) > 1 and bool((self.producers[0].unit < 0).any())
+        return self.projection is not None or padded
 
 
-def filters(run: Run, settings: Target, say: Say) -> dict[str, Filters]:
+def filters(run: Run, settings: Target, say: Say, *, structure: Structure | None = None) -> dict[str, Filters]:
     """The groups in scope whose units are made by convolutions alone, by key; linear layers only where they are named.
 
-    Raises `UsageError` for a pattern that names no layer, `TargetError` when nothing is left.
+    With the `structure` of a network that the run has cut already nothing is checked or said again, and nothing may be
+    left. Else raises `UsageError` for a pattern that names no layer, `TargetError` when there is nothing to prune.
     """
-    structure = run.structure()
+    first, structure = structure is None, structure or run.structure()
     wanted = Wanted(settings.only, settings.skip, ratios=settings.ratios)
-    choice = choose(structure, wanted)
-    for note in left_alone(choice.unpruned, wanted.named([*dict.fromkeys([*structure.order, *choice.unpruned])])):
-        say(f"warning: {note}")
+    choice = choose(structure, wanted, first=first)
+    if first:
+        for note in left_alone(choice.unpruned, wanted.named([*dict.fromkeys([*structure.order, *choice.unpruned])])):
+            say(f"warning: {note}")
     parameters = dict(run.network.named_parameters())
     named = bool(settings.only or settings.ratios)
     found = {}
@@ -65,21 +79,46 @@ def filters(run: Run, settings: Target, say: Say) -> dict[str, Filters]:
         share = share_of(group.layers, settings.ratios) if settings.ratios else settings.sparsity
         if share and (named or all(parameters[name].ndim > 2 for name in group.producers)):
             found[key] = Filters(group, share, _projection(structure, group, parameters))
-    if not found:
-        raise TargetError("nothing to prune: no convolution is left", "drop --skip, or name layers: --only 'fc*'")
+    if not found and first:
+        raise TargetError("nothing to prune: no convolution is to lose a share above 0", "name layers: --only 'fc*'")
     return found
 
 
 def _projection(structure: Structure, group: Group, parameters: Mapping[str, nn.Parameter]) -> str | None:
     """The 1 x 1 convolution among several producers that reads what a layer outside of them reads too."""
     makers = {*group.producers}
-    for name in group.producers if len(makers) > 1 else ():
-        pointwise = parameters[name].ndim > 2 and parameters[name][0, 0].numel() == 1
-        for other in structure.groups if pointwise else ():
-            read_by = {member.tensor for member in other.members if member.role == "in"}
-            if name in read_by and read_by - makers:
-                return name
-    return None
+    pointwise = [name for name in group.producers if parameters[name].ndim > 2 and parameters[name][0, 0].numel() == 1]
+    if len(makers) == 1 or not pointwise:
+        return None
+    read = {  # also of what cannot be cut, as a single channel
+        tensor: {*structure.parts.unit[nodes].tolist()} - {FIXED}
+        for (tensor, axis), nodes in structure.ledger.axes.items()
+        if structure.ledger.roles.get((tensor, axis)) == "in"
+    }
+    others = set[int]().union(*(units for tensor, units in read.items() if tensor not in makers))
+    return next((name for name in pointwise if others & read.get(name, set())), None)
+
+
+def weakest(scores: Tensor, share: float) -> Tensor:
+    """True for the floor(n share) lowest of `scores` [n], never for all of them; ties go by index."""
+    return lowest(scores, min(math.floor(len(scores) * share + GUARD), len(scores) - 1))
+
+
+def unit_scores(filters: Filters, values: Mapping[str, Tensor], score: Scorer) -> Tensor:
+    """Scores [units] that `score` makes of what `values` has of each unit, by weight name, in the layer that scores it.
+
+    Values are of a weight's shape, or one a channel of its output.
+    """
+    scores, known = torch.zeros(filters.group.units), torch.zeros(filters.group.units, dtype=torch.bool)
+    for member in filters.scorers:
+        found = values[member.tensor]
+        if found.ndim == 1:  # a transposed convolution in groups makes several channels with each slice
+            found = found.view(-1, len(member.unit)).sum(0)
+        units, mine = aligned(found, member.axis, member.unit)
+        new = ~known[units]
+        scores[units[new]] = score(mine).cpu()[new]
+        known[units] = True
+    return scores
 
 
 def rows(member: Member, units: Tensor) -> Tensor:
@@ -94,15 +133,25 @@ def spread(mask: Tensor, axis: int, like: Tensor) -> Tensor:
     return mask.to(like.device).view(shape)
 
 
+def slices(chosen: Iterable[tuple[Sequence[Member], Tensor]]) -> dict[Axis, Tensor]:
+    """Which slices of members' axes belong to the units beside them: bool [axis length] by axis."""
+    found: dict[Axis, Tensor] = {}
+    for members, units in chosen:
+        for member in members:
+            axis, mine = (member.tensor, member.axis), rows(member, units)
+            found[axis] = found[axis] | mine if axis in found else mine
+    return found
+
+
 def zero(run: Run, gone: Mapping[Axis, Tensor]) -> None:
-    """Zero slices of weights, and of the optimizer's state, by axis: bool [axis length]."""
-    parameters = dict(run.network.named_parameters())
-    for (name, axis), slices in gone.items():
-        parameter = parameters[name]
-        kept = ~spread(slices, axis, parameter)
-        state = [v for v in run.optimizer.state.get(parameter, {}).values() if isinstance(v, Tensor)]
-        for tensor in [parameter.data, *(value for value in state if value.shape == parameter.shape)]:
-            tensor.mul_(kept)
+    """Zero slices of weights and of the optimizer's state, and of buffers, by axis: bool [axis length]."""
+    tensors = dict(run.network.named_parameters()) | dict(run.network.named_buffers())
+    for (name, axis), mine in gone.items():
+        tensor = tensors[name]
+        kept = ~spread(mine, axis, tensor)
+        state = [v for v in run.optimizer.state.get(tensor, {}).values() if isinstance(v, Tensor)]
+        for values in [tensor.data, *(value for value in state if value.shape == tensor.shape)]:
+            values.mul_(kept)
 
 
 def remove(run: Run, gone: Mapping[Axis, Tensor]) -> None:
@@ -113,21 +162,23 @@ def remove(run: Run, gone: Mapping[Axis, Tensor]) -> None:
     """
     zero(run, gone)
     structure = run.structure()
-    plan, cut = Plan(), dict[Axis, Tensor]()
+    plan = Plan()
+    removed: list[tuple[list[Member], Tensor]] = []
     for group in structure.groups:
-        members = [m for m in group.members if (m.tensor, m.axis) in {*group.outputs}]
+        outputs = {*group.outputs}
+        members = [m for m in group.members if (m.tensor, m.axis) in outputs]
         if not group.prunable or not all((m.tensor, m.axis) in gone for m in members):
             continue
         left = {u for m in members for u in m.unit[~gone[m.tensor, m.axis].cpu()].tolist()} - {-1}
         plan.kept[group.key] = sorted(left) or [0]
-        removed = torch.tensor([u for u in range(group.units) if u not in {*plan.kept[group.key]}])
-        cut |= {(m.tensor, m.axis): rows(m, removed) for m in members}
+        removed.append((members, torch.tensor([u for u in range(group.units) if u not in {*plan.kept[group.key]}])))
+    cut = slices(removed)
     parameters = dict(run.network.named_parameters())
     run.mask(
         {
-            name: ~spread(slices, axis, parameters[name]).expand_as(parameters[name])
-            for (name, axis), slices in gone.items()
-            if bool((slices.cpu() & ~cut.get((name, axis), torch.zeros_like(slices.cpu()))).any())
+            name: ~spread(mine, axis, parameters[name]).expand_as(parameters[name])
+            for (name, axis), mine in gone.items()
+            if bool((mine.cpu() & ~cut.get((name, axis), torch.zeros_like(mine.cpu()))).any())
         }
     )
     if any(len(kept) < structure.by_key[key].units for key, kept in plan.kept.items()):
