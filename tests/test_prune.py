@@ -25,16 +25,6 @@ STRUCTURED = [name for name, method in METHODS.items() if method.structure == "u
 UNSTRUCTURED = [name for name, method in METHODS.items() if method.structure == "weights"]
 
 
-@pytest.fixture(scope="module")
-def lenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("lenet"))
-
-
-@pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("resnet"), "resnet20", shortcut="projection")
-
-
 def test_l1_keeps_the_floor_of_the_largest_filters_of_each_layer(lenet: Path) -> None:
     dense = checkpoints.load(lenet)
     result = prune(lenet, sparsity=0.3)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pruning import after, prune, write
+from pruning import after, prune
 
 from prunecli import checkpoint as checkpoints
 from prunecli import measure, models
@@ -32,16 +32,6 @@ class Network(nn.Module):
         x = (x + self.back(self.mid(x).relu())).relu()
         return self.fc(self.small(x).relu().mean((2, 3)))
 """
-
-
-@pytest.fixture(scope="module")
-def lenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("lenet"))
-
-
-@pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("resnet"), "resnet20", shortcut="projection")
 
 
 @pytest.fixture

@@ -21,11 +21,6 @@ from prunecli.sidecar import Method
 
 
 @pytest.fixture(scope="module")
-def lenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("lenet"))
-
-
-@pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that knows its data."""
     path = write(tmp_path_factory.mktemp("digits"))

@@ -19,16 +19,6 @@ from prunecli.options.prune import PruneOptions
 from prunecli.sidecar import Arch, Sidecar
 
 
-@pytest.fixture(scope="module")
-def lenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("lenet"))
-
-
-@pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("resnet"), "resnet20", shortcut="projection")
-
-
 def met_by_the_largest(path: Path, scope: str, round_to: int, max_macs: str | None, max_params: str | None) -> None:
     """The budget is met, and no unit (or multiple of them) can be given back to any layer."""
     result = prune(path, scope=scope, round_to=round_to, dry_run=True, max_macs=max_macs, max_params=max_params)
