@@ -103,7 +103,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
         ([*TRAIN, "-o", "x.safetensors", "--arch-arg", "width=3"], 2, "width"),
         ([*TRAIN, "-o", "x.safetensors", "--init", "nowhere.pt"], 3, "nowhere.pt"),
         ([*TRAIN, "-o", "no/such/folder/x.safetensors"], 1, "no/such/folder"),
-        ([*TRAIN, "-o", "x.safetensors", "--config", "nowhere.toml"], 2, "nowhere.toml"),
+        ([*TRAIN, "-o", "x.safetensors", "--config", "nowhere.toml"], 2, "nowhere.toml: No such file"),
         (["finetune", "nowhere.safetensors", "-o", "x.safetensors"], 3, "nowhere.safetensors"),
     ],
 )

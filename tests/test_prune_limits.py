@@ -16,6 +16,7 @@ from prunecli import measure, models
 from prunecli.checkpoint import Checkpoint
 from prunecli.cli.boundary import run
 from prunecli.commands.pruned import PruneResult
+from prunecli.errors import UsageError
 from prunecli.sidecar import Arch, Sidecar
 
 GROUPED = """
@@ -177,3 +178,14 @@ def test_what_a_dry_run_tells_in_json_is_what_is_cut(resnet: Path, capsys: pytes
     for group in told["groups"]:
         alone = prune(resnet, sparsity=0.5, only=tuple(group["layers"]), dry_run=True)
         assert {key: alone.before[key] - alone.after[key] for key in group["saved"]} == group["saved"]
+
+
+def test_networks_that_cannot_be_traced_may_be_masked(lenet: Path, tmp_path: Path) -> None:
+    source = checkpoints.load(lenet)
+    source.sidecar.cost.input = [7, 7]
+    checkpoints.save(source, tmp_path / "odd.safetensors")
+    with pytest.raises(UsageError, match="cannot be traced: conv2d in conv1") as raised:
+        prune(tmp_path / "odd.safetensors", "cut", sparsity=0.5)
+    assert "--method magnitude" in raised.value.hint
+    masked = prune(tmp_path / "odd.safetensors", "masked", method="magnitude", sparsity=0.5)
+    assert len(masked.checkpoint.sidecar.masks) == 5

@@ -146,6 +146,22 @@ def test_validation_scores_are_shown_apart_from_those_on_the_test_split(folder, 
     assert "on test" not in render(report(folder, "base"), width=200, color=False)
 
 
+def test_the_story_tells_cuts_of_different_kinds_apart(tmp_path):
+    options = {"method": "l1", "sparsity": 0.5, "heads": True, "compensate": False, "recalibrate": 0}
+    limited = options | {"heads": False, "max_layer_sparsity": 0.8, "compensate": True, "recalibrate": 4}
+    network = models.build("lenet5", {"num_classes": 10})
+    for name, given, story in (
+        ("heads", options, "prune(method=l1, sparsity=0.5, heads=True)"),
+        (
+            "limited",
+            limited,
+            "prune(method=l1, sparsity=0.5, max_layer_sparsity=0.8, compensate=True, recalibrate=4)",
+        ),
+    ):
+        write(tmp_path / f"{name}.safetensors", network, history=[step("prune", **given)])
+        assert report(tmp_path, name).rows[0].story == story
+
+
 def test_parents_are_found_by_hash(folder):
     rows = report(folder, "small", "base", "masked", "cut").rows
     assert [row.parent for row in rows] == ["cut", None, "base", "base"]

@@ -21,7 +21,8 @@ def read_config(path: str | None, command: str, known: dict[str, set[str]]) -> d
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"--config {path}: {error}", "give a readable TOML file") from error
+        problem = getattr(error, "strerror", None) or error
+        raise UsageError(f"--config {path}: {problem}", "give a readable TOML file") from error
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
     everything = set().union(*known.values())
     for table, values in tables.items():

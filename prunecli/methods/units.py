@@ -13,7 +13,7 @@ from prunecli import checkpoint as checkpoints
 from prunecli import measure, surgery
 from prunecli.checkpoint import Checkpoint
 from prunecli.criteria import CRITERIA, bound
-from prunecli.errors import TargetError
+from prunecli.errors import TargetError, UsageError
 from prunecli.methods import METHODS
 from prunecli.methods.groups import Choice, Wanted, choose, require_heads, score
 from prunecli.methods.outcome import Axis, Outcome, Row
@@ -38,11 +38,15 @@ def prune(
     """Cut `checkpoint` to `target`: weights, masks and optimizer state.
 
     `whole` holds the groups' sizes before the first of several rounds, which shares are of; without it, they are of
-    what there is. Raises `TargetError` when the target cannot be met, or the network does not follow its widths.
+    what there is. Raises `TargetError` when the target cannot be met, or the network does not follow its widths, and
+    `UsageError` when it cannot be traced.
     """
     network = checkpoints.build(checkpoint, trust=trust)
     example = torch.zeros(2, *checkpoint.sidecar.cost.input)  # two, for batch norms in train mode
-    structure = surgery.trace(network, example, heads=how.heads)
+    try:
+        structure = surgery.trace(network, example, heads=how.heads)
+    except UsageError as error:  # its hint is for people who have the network in memory
+        raise UsageError(error.message, "mask weights instead: --method magnitude") from error
     if how.heads and whole is None:
         require_heads(structure, surgery.trace(network, example))
     wanted = Wanted(how.only, how.skip, how.skip_inputs, target.ratios)

@@ -13,8 +13,8 @@ from prunecli.sidecar import Sidecar, Step
 # has every option.
 WHAT = ("arch", "preset", "method", "sparsity", "ratios", "max_macs", "max_params")
 HOW = (
-    "scope", "round_to", "rounds", "finetune_epochs", "regime", "shape", "budget", "init", "epochs", "optimizer", "lr",
-    "schedule", "seed",
+    "scope", "round_to", "max_layer_sparsity", "heads", "compensate", "recalibrate", "rounds", "finetune_epochs",
+    "regime", "shape", "budget", "init", "epochs", "optimizer", "lr", "schedule", "seed",
 )  # fmt: skip
 USUAL = {"round_to": 1, "rounds": 1, "finetune_epochs": 0, "schedule": "constant", "seed": 0, "shape": "same"}
 
