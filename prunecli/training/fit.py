@@ -124,12 +124,12 @@ def _score(run: Run) -> str:
 def _end(run: Run, say: Say) -> None:
     """Let the method finish its work, and score what is left: the best epoch was of another network."""
     run.hook.end(run)
+    run.hook, run.training.method = Hook(), Method()
     scores = _evaluate(run, run.data.val or run.data.test)
     before = run.metrics.last.values if run.metrics.last else scores
     run.metrics.last = run.metrics.best = Score(epoch=run.training.epoch, values=scores)
     shown = "  ".join(f"{name} {before[name]:.4f} -> {value:.4f}" for name, value in scores.items())
     say("  ".join(["pruned", shown, *(f"{name} {short(value)}" for name, value in run.sums().items())]))
-    run.hook, run.training.method = Hook(), Method()
 
 
 def _evaluate(run: Run, split: Split) -> dict[str, float]:

@@ -46,6 +46,11 @@ GRADUAL = {
         "batch-norm scales under a penalty, the smallest cut at the end (Liu et al. 2017)",
         ("sparsity", "only", "skip"),
     ),
+    "adaptive-sparsity": Row(
+        "adaptive",
+        "learned bounds below which weights are zero (Retsinas et al. 2020)",
+        ("sparsity", "ratios", "max_params", "max_macs", "only", "skip"),
+    ),
 }
 
 
@@ -108,8 +113,8 @@ def _wrong_setting(name: str, kind: type[Any], arguments: Mapping[str, Any], pro
     """The error about a value that the settings do not take, or about one that they lack."""
     reason, _, where = problem.partition(" - at `$.")
     key = where.rstrip("`").partition("[")[0]
-    missing = reason.removeprefix("Object missing required field `").rstrip("`")
-    if missing != reason:
+    if reason.startswith(lacks := "Object missing required field `"):
+        missing = reason.removeprefix(lacks).rstrip("`")
         flag = "--" + missing if missing in GRADUAL[name].takes else f"--method-arg {missing}=..."
         return UsageError(f"--method {name}: {flag} is missing", f"add it: {flag}" + " 0.5" * (missing == "sparsity"))
     told = _properties(kind).get(key, {}).get("description")
