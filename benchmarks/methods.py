@@ -1,0 +1,243 @@
+"""What a method that prunes while it trains costs a step, over plain training, measured side by side in one run.
+
+    python benchmarks/methods.py [--mnist DIR] [--cifar10 DIR] [--only resnet20] [--methods swd,sfp] [--device cuda]
+    python benchmarks/methods.py --width      # what RPGP's narrower networks save of a run of ResNet-56
+
+Two runs of prunecli's own loop, one with the method and one without, take a step each in turn, so that whatever else
+the machine does slows both. A round is `--block` steps of each; its ratio is that of the sums, and the median of the
+rounds is the result, with quartiles. What a method does after an epoch, and its log, is timed once and counted as its
+share of the data set's epoch. On a CPU the same ratio of processor time stands beside: other programs do not change it.
+Networks have random weights and, where no folder is given, the data set's images random pixels: neither changes the
+time of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prunecli import data, models, training
+from prunecli.checkpoint import Checkpoint
+from prunecli.data import Dataset
+from prunecli.data.base import Augment, Fit, InMemory
+from prunecli.data.memory import MemorySplit
+from prunecli.errors import PruneError
+from prunecli.measure import cost
+from prunecli.methods import gradual
+from prunecli.options.shared import Execution
+from prunecli.options.train import TrainOptions
+from prunecli.progress import silent
+from prunecli.sidecar import Arch, Data, Method, Sidecar
+from prunecli.training import Hook, Run
+from prunecli.training.fit import _epoch as steps_of
+from prunecli.training.run import start
+
+# What a method is run with; `sparsity` 0.5 where nothing is said and the method takes it.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "swd": {"sparsity": 0.9},
+}
+# Overhead that the project promises, for ResNets and for LeNet-5, whose step takes milliseconds.
+USUAL, LIMITS = (0.05, 0.15), {"adaptive-sparsity": (0.10, 0.25), "pgp": None, "rpgp": None}
+IMAGES = {"mnist": 60_000, "cifar10": 50_000}
+WIDTH_LIMITS = {0.5: 0.75, 0.9: 0.5}  # of a plain run's time
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with its data and batch size; `block` steps a round."""
+
+    arch: str
+    source: str
+    batch: int
+    augment: bool
+    block: int
+
+
+CASES = (
+    Case("lenet5", "mnist", 128, augment=False, block=100),
+    Case("resnet20", "cifar10", 128, augment=True, block=10),
+    Case("resnet56", "cifar10", 128, augment=True, block=5),
+)
+
+
+class Loop:
+    """A run of prunecli's loop that is advanced by steps, and timed: seconds, and those of the processor."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.steps = run, iter(())
+        run.hook.begin(run, silent)
+
+    def step(self) -> tuple[float, float]:
+        """Take one step."""
+        return self._timed(self._step)
+
+    def after_epoch(self) -> float:
+        """End the epoch; returns the seconds that the method takes for that, its log included."""
+        seconds, _ = self._timed(lambda: (self.run.hook.after_epoch(self.run), self.run.told()))
+        self.run.training.epoch, self.run.training.step, self.run.training.totals = self.run.training.epoch + 1, 0, []
+        self.steps = iter(())
+        return seconds
+
+    def _step(self) -> None:
+        if next(self.steps, None) is None:
+            self.run.training.step, self.run.training.totals = 0, []
+            self.steps = steps_of(self.run)
+            next(self.steps)
+
+    def _timed(self, do: Callable[[], object]) -> tuple[float, float]:
+        begun, busy = time.perf_counter(), time.process_time()
+        do()
+        if self.run.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun, time.process_time() - busy
+
+
+def loop(case: Case, source: Dataset, device: str, method: str | None = None, **settings: Any) -> Loop:
+    """A run of a new network, 100 epochs long, with `method` at work in it. Raises `PruneError` where it cannot be."""
+    torch.manual_seed(0)
+    network = models.build(case.arch, {})
+    options = TrainOptions(
+        arch=case.arch, data="x", output="x.safetensors", epochs=100, batch_size=case.batch, augment=case.augment,
+        lr=0.01,
+    )  # fmt: skip
+    described, optimizer = training.begin(options, [name for name, _ in network.named_parameters()])
+    hook = Hook()
+    if method:
+        described.method = spec(method, settings)
+        hook = gradual.hook(described.method) or hook
+    sidecar = Sidecar(
+        arch=Arch(name=case.arch), data=source.info, cost=cost(network, torch.zeros(1, *source.info.shape)),
+        training=described, optimizer=optimizer,
+    )  # fmt: skip
+    return Loop(start(Checkpoint(dict(network.state_dict()), sidecar), source, Execution(device=device), hook))
+
+
+def spec(method: str, settings: dict[str, Any]) -> Method:
+    """The method with `settings`, some of which are shared options and some its own."""
+    takes = gradual.GRADUAL[method].takes
+    own = {key: value for key, value in settings.items() if key not in takes}
+    return gradual.resolve(method, {key: settings[key] for key in settings if key in takes}, own)
+
+
+def opened(case: Case, directory: str | None) -> Dataset:
+    """The case's data set, or as many random images of its shape."""
+    shape = (1, 32, 32) if case.source == "mnist" else (3, 32, 32)
+    if directory:
+        return data.open(case.source, directory, {}, image_size=shape)
+    count, mean, std = IMAGES[case.source], [0.5] * shape[0], [0.25] * shape[0]
+    images = torch.randint(256, (count, *shape), dtype=torch.uint8)
+    augment = Augment(pad=4, flip=True) if case.augment else Augment()
+    part = MemorySplit(InMemory(images, torch.randint(10, (count,))), mean, std, augment, Fit(shape[1:]))
+    info = Data(name=case.source, classes=10, shape=[*shape], mean=mean, std=std, train_size=count, test_size=0)
+    return Dataset(info, part, part)
+
+
+def settings_of(method: str) -> dict[str, Any]:
+    """What a method is measured with."""
+    return SETTINGS.get(method, {"sparsity": 0.5} if "sparsity" in gradual.GRADUAL[method].takes else {})
+
+
+def rounds(mine: Loop, plain: Loop, block: int, count: int) -> Iterator[tuple[float, float, float]]:
+    """Of each round the ratio of seconds, that of processor seconds, and the seconds of a plain step."""
+    for number in range(count + 1):
+        sums = [[0.0, 0.0], [0.0, 0.0]]
+        for k in range(block):
+            for which in (0, 1) if k % 2 else (1, 0):
+                seconds, busy = (mine, plain)[which].step()
+                sums[which][0] += seconds
+                sums[which][1] += busy
+        if number:  # the first one warms up
+            yield sums[0][0] / sums[1][0], sums[0][1] / sums[1][1], sums[1][0] / block
+
+
+def overhead(case: Case, source: Dataset, method: str, device: str, count: int, epoch: int) -> str:
+    """A line of the table."""
+    name = f"| {case.arch} | {method} | "
+    try:
+        mine = loop(case, source, device, method, **settings_of(method))
+    except PruneError as error:
+        return f"{name} refused: {error.message} | | | | |"
+    plain = loop(case, source, device)
+    ratios, busy, seconds = zip(*rounds(mine, plain, case.block, count), strict=True)
+    step, after = statistics.median(seconds), mine.after_epoch()
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    share = after / (epoch * step)
+    limit = LIMITS.get(method, USUAL)
+    asked = f"{limit[case.arch == 'lenet5']:.0%}" if limit else "none"
+    processor = f"{statistics.median(busy) - 1:+.1%}" if device == "cpu" else ""
+    return (
+        f"{name}{1000 * step:.3g} ms | {middle - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%}) | {processor} | "
+        f"{share:+.1%} | {middle - 1 + share:+.1%} | {asked} |"
+    )
+
+
+def width(case: Case, source: Dataset, share: float, device: str, epochs: int, steps: int, epoch: int) -> str:
+    """The time of a run with RPGP beside that of a plain one, `epochs` long, from `steps` steps of every epoch."""
+    settings = {"sparsity": share}
+    mine, plain = loop(case, source, device, "rpgp", **settings), loop(case, source, device)
+    mine.run.training.epochs = epochs
+    ratios, after = [], []
+    for _ in range(epochs):
+        pairs = [(mine.step(), plain.step()) for _ in range(steps + 1)][1:]  # the first of a width is slower
+        ratios.append(sum(a[0] for a, _ in pairs) / sum(b[0] for _, b in pairs))
+        after.append(mine.after_epoch() / (epoch * statistics.median(b[0] for _, b in pairs)))
+    return (
+        f"| {case.arch} | {share:g} | {statistics.mean(ratios):.2f} | {statistics.mean(after):.2f} | "
+        f"{statistics.mean(ratios) + statistics.mean(after):.2f} | {WIDTH_LIMITS[share]} | {ratios[-1]:.2f} |"
+    )
+
+
+def few(source: Dataset, case: Case, steps: int) -> Dataset:
+    """As much of the training data as `steps` steps take."""
+    assert isinstance(source.train, MemorySplit)
+    whole = source.train
+    part = InMemory(whole.images[: steps * case.batch], whole.labels[: steps * case.batch])
+    mean, std = source.info.mean, source.info.std
+    return Dataset(source.info, MemorySplit(part, mean, std, whole.augment, Fit(part.shape[1:])), source.test)
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", metavar="DIR")
+    parser.add_argument("--cifar10", metavar="DIR")
+    parser.add_argument("--only", default="lenet5,resnet20,resnet56", metavar="ARCH,...")
+    parser.add_argument("--methods", default=",".join(gradual.GRADUAL), metavar="METHOD,...")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--width", action="store_true", help="the time of RPGP's run beside a plain one")
+    parser.add_argument("--epochs", type=int, default=20, help="of --width")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    on = torch.cuda.get_device_name() if given.device.startswith("cuda") else f"CPU, {given.threads} threads"
+    print(f"{on}, torch {torch.__version__}, batches of 128\n")
+    if given.width:
+        print("| network | pruned | steps | after epochs | run of plain | limit | last epoch's step |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+    else:
+        print("| network | method | plain step | step | processor | after epoch | overhead | limit |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for case in CASES:
+        if case.arch not in given.only.split(","):
+            continue
+        source = opened(case, getattr(given, case.source))
+        epoch = source.train.steps(case.batch)
+        if given.width:
+            for share in WIDTH_LIMITS if case.arch == "resnet56" else ():
+                print(width(case, few(source, case, 4), share, given.device, given.epochs, 3, epoch), flush=True)
+            continue
+        for method in given.methods.split(","):
+            print(overhead(case, source, method, given.device, given.rounds, epoch), flush=True)
+            gc.collect()
+
+
+if __name__ == "__main__":
+    main()
