@@ -18,7 +18,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 USUAL, LIMITS = (0.05, 0.15), {"adaptive-sparsity": (0.10, 0.25), "pgp": None, "rpgp": None}
 IMAGES = {"mnist": 60_000, "cifar10": 50_000}
 WIDTH_LIMITS = {0.5: 0.75, 0.9: 0.5}  # of a plain run's time
+TIMED = 3  # steps of an epoch, of a run with RPGP
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def rounds(mine: Loop, plain: Loop, block: int, count: int) -> Iterator[tuple[fl
             yield sums[0][0] / sums[1][0], sums[0][1] / sums[1][1], sums[1][0] / block
 
 
-def overhead(case: Case, source: Dataset, method: str, device: str, count: int, epoch: int) -> str:
+def overhead(case: Case, source: Dataset, method: str, device: str, epoch: int, count: int) -> str:
     """A line of the table."""
     name = f"| {case.arch} | {method} | "
     try:
@@ -178,27 +179,31 @@ def overhead(case: Case, source: Dataset, method: str, device: str, count: int, 
     )
 
 
-def width(case: Case, source: Dataset, share: float, device: str, epochs: int, steps: int, epoch: int) -> str:
-    """The time of a run with RPGP beside that of a plain one, `epochs` long, from `steps` steps of every epoch."""
-    settings = {"sparsity": share}
-    mine, plain = loop(case, source, device, "rpgp", **settings), loop(case, source, device)
+def width(case: Case, source: Dataset, pruned: float, device: str, epoch: int, epochs: int) -> str:
+    """The time of a run with RPGP beside that of a plain one, `epochs` long, from three steps of every epoch."""
+    mine, plain = loop(case, source, device, "rpgp", sparsity=pruned), loop(case, source, device)
     mine.run.training.epochs = epochs
-    ratios, after = [], []
+    ratios, busy, after = [], [], []
     for _ in range(epochs):
-        pairs = [(mine.step(), plain.step()) for _ in range(steps + 1)][1:]  # the first of a width is slower
-        ratios.append(sum(a[0] for a, _ in pairs) / sum(b[0] for _, b in pairs))
-        after.append(mine.after_epoch() / (epoch * statistics.median(b[0] for _, b in pairs)))
+        pairs = [(mine.step(), plain.step()) for _ in range(TIMED + 1)][1:]  # the first of a width is slower
+        sums = torch.tensor(pairs, dtype=torch.float64).sum(0)
+        (mine_s, mine_busy), (plain_s, plain_busy) = sums.tolist()
+        ratios.append(mine_s / plain_s)
+        busy.append(mine_busy / plain_busy)
+        after.append(mine.after_epoch() * TIMED / (plain_s * epoch))
+    share, later = statistics.mean(ratios), statistics.mean(after)
+    processor = f"{statistics.mean(busy):.2f}" if device == "cpu" else ""
     return (
-        f"| {case.arch} | {share:g} | {statistics.mean(ratios):.2f} | {statistics.mean(after):.2f} | "
-        f"{statistics.mean(ratios) + statistics.mean(after):.2f} | {WIDTH_LIMITS[share]} | {ratios[-1]:.2f} |"
+        f"| {case.arch} | {pruned:g} | {share:.2f} | {processor} | {later:.2f} | {share + later:.2f} | "
+        f"{WIDTH_LIMITS[pruned]} | {ratios[-1]:.2f} |"
     )
 
 
-def few(source: Dataset, case: Case, steps: int) -> Dataset:
-    """As much of the training data as `steps` steps take."""
+def few(source: Dataset, case: Case) -> Dataset:
+    """As much of the training data as the steps of an epoch take, of which all but the first are timed."""
     assert isinstance(source.train, MemorySplit)
     whole = source.train
-    part = InMemory(whole.images[: steps * case.batch], whole.labels[: steps * case.batch])
+    part = InMemory(whole.images[: (TIMED + 1) * case.batch], whole.labels[: (TIMED + 1) * case.batch])
     mean, std = source.info.mean, source.info.std
     return Dataset(source.info, MemorySplit(part, mean, std, whole.augment, Fit(part.shape[1:])), source.test)
 
@@ -213,6 +218,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--block", type=int, help="steps of each in a round (default: 100, 10 or 5 by network)")
     parser.add_argument("--width", action="store_true", help="the time of RPGP's run beside a plain one")
     parser.add_argument("--epochs", type=int, default=20, help="of --width")
     given = parser.parse_args()
@@ -220,22 +226,23 @@ def main() -> None:
     on = torch.cuda.get_device_name() if given.device.startswith("cuda") else f"CPU, {given.threads} threads"
     print(f"{on}, torch {torch.__version__}, batches of 128\n")
     if given.width:
-        print("| network | pruned | steps | after epochs | run of plain | limit | last epoch's step |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print("| network | pruned | steps | processor | after epochs | run of plain | limit | last epoch's step |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     else:
         print("| network | method | plain step | step | processor | after epoch | overhead | limit |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for case in CASES:
         if case.arch not in given.only.split(","):
             continue
+        case = replace(case, block=given.block or case.block)
         source = opened(case, getattr(given, case.source))
         epoch = source.train.steps(case.batch)
         if given.width:
             for share in WIDTH_LIMITS if case.arch == "resnet56" else ():
-                print(width(case, few(source, case, 4), share, given.device, given.epochs, 3, epoch), flush=True)
+                print(width(case, few(source, case), share, given.device, epoch, given.epochs), flush=True)
             continue
         for method in given.methods.split(","):
-            print(overhead(case, source, method, given.device, given.rounds, epoch), flush=True)
+            print(overhead(case, source, method, given.device, epoch, given.rounds), flush=True)
             gc.collect()
 
 
