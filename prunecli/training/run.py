@@ -70,7 +70,7 @@ class Run:
         """Mask weights by name, beside what is masked already: true (or not 0) stays."""
         parameters = dict(self.network.named_parameters())
         for name, mask in kept.items():
-            new = _own_memory(torch.empty_like(parameters[name], requires_grad=False).copy_(mask))
+            new = torch.empty_like(parameters[name], requires_grad=False).copy_(mask)
             self.masks[name] = new * self.masks[name] if name in self.masks else new
         self._masked = None
         if self.masks:
@@ -94,10 +94,20 @@ class Run:
             self.cuts = surgery.apply(
                 self.network, structure, plan, optimizer=self.optimizer, along=along, record=self.cuts
             )
-            for tensor in [*self.network.parameters(), *self.network.buffers()]:
-                tensor.data = _own_memory(tensor.data)
+            self._lay_out()
             self.cost = measure.cost(self.network, self._example())
         self._masked = None
+
+    def _lay_out(self) -> None:
+        """Give all tensors the strides of a run that begins with them: rounding errors depend on those."""
+        for tensor in [*self.network.parameters(), *self.network.buffers()]:
+            tensor.data = _own_memory(tensor.data)
+        for name, parameter in self.network.named_parameters():
+            state = self.optimizer.state.get(parameter, {})
+            along = [(tensors, name) for tensors in (self.masks, *self.hook.tensors.values()) if name in tensors]
+            for tensors, key in [*along, *((state, key) for key in state)]:
+                if _is_like(tensors[key], parameter):
+                    tensors[key] = _laid_out(tensors[key], parameter)
 
     def sums(self) -> dict[str, float]:
         """Effective MACs and parameters as they are now, and the share of the original parameters that is gone."""
@@ -167,7 +177,7 @@ def start(checkpoint: Checkpoint, data: Dataset, execution: Execution, hook: Hoo
     network = build(checkpoint, device=str(device), trust=execution.trust)
     check_output(network, data.info, device)
     for tensor in [*network.parameters(), *network.buffers()]:
-        tensor.data = _own_memory(tensor.data, copy=True)  # the loaded tensors lie in a mapped file
+        tensor.data = _own_memory(tensor.data)  # the loaded tensors lie in a mapped file
     run = Run(
         source=checkpoint,
         network=network.train(),
@@ -202,14 +212,18 @@ def _restore(hook: Hook, saved: Method, network: nn.Module) -> None:
                 raise DamagedError(f"training: {kind} of {name!r}, which is no parameter of the network", hint)
             parameter, tensor = parameters[name], to_tensor(array)
             if tensor.shape == parameter.shape:  # in the parameter's memory format
-                tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+                tensor = _laid_out(tensor, parameter)
             hook.tensors.setdefault(kind, {})[name] = tensor.to(parameter.device)
 
 
-def _own_memory(tensor: Tensor, *, copy: bool = False) -> Tensor:
-    """Dense memory, channels last where there are four axes, since convolutions are faster so."""
-    format = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
-    return tensor.clone(memory_format=format) if copy else tensor.contiguous(memory_format=format)
+def _own_memory(tensor: Tensor) -> Tensor:
+    """A copy in dense memory, channels last where there are four axes, since convolutions are faster so."""
+    return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A copy with the parameter's strides, on its device."""
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def _live_masks(checkpoint: Checkpoint, network: nn.Module) -> dict[str, Tensor]:

@@ -53,12 +53,6 @@ class Filters:
                 seen.update(units)
         return found
 
-    @property
-    def downsampled(self) -> bool:
-        """Is it a residual stage behind a shortcut that widens: by a projection, or by channels of zeros?"""
-        padded = len(self.group.outputs) > 1 and bool((self.producers[0].unit < 0).any())
-        return self.projection is not None or padded
-
 
 def filters(run: Run, settings: Target, say: Say, *, structure: Structure | None = None) -> dict[str, Filters]:
     """The groups in scope whose units are made by convolutions alone, by key; linear layers only where they are named.
@@ -121,6 +115,12 @@ def unit_scores(filters: Filters, values: Mapping[str, Tensor], score: Scorer) -
     return scores
 
 
+def strongest(filters: Filters, scores: Tensor) -> list[int]:
+    """Units that stay whatever is asked: the best of `scores` [units], and the best of each axis that is all theirs."""
+    own = [member.unit for member in filters.group.members if bool((member.unit >= 0).all())]
+    return [*dict.fromkeys([int(scores.argmax()), *(int(unit[scores[unit].argmax()]) for unit in own)])]
+
+
 def rows(member: Member, units: Tensor) -> Tensor:
     """Which slices of a member's axis belong to `units`: bool [axis length]."""
     return torch.isin(member.unit, units.to(member.unit.device))
@@ -170,7 +170,10 @@ def remove(run: Run, gone: Mapping[Axis, Tensor]) -> None:
         if not group.prunable or not all((m.tensor, m.axis) in gone for m in members):
             continue
         left = {u for m in members for u in m.unit[~gone[m.tensor, m.axis].cpu()].tolist()} - {-1}
-        plan.kept[group.key] = sorted(left) or [0]
+        for member in group.members:  # something is left of every axis
+            if -1 not in (units := member.unit.tolist()) and left.isdisjoint(units):
+                left.add(units[0])
+        plan.kept[group.key] = sorted(left or {0})
         removed.append((members, torch.tensor([u for u in range(group.units) if u not in {*plan.kept[group.key]}])))
     cut = slices(removed)
     parameters = dict(run.network.named_parameters())

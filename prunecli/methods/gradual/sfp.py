@@ -21,7 +21,7 @@ from prunecli.progress import Say
 from prunecli.surgery.ledger import Axis
 from prunecli.training import Hook, Run
 
-OUTPUTS = "prune layers whose outputs are added up behind a shortcut that widens"
+OUTPUTS = "prune layers whose outputs are added to a projection's"
 
 
 class Settings(Target, frozen=True, kw_only=True):
@@ -39,7 +39,7 @@ class Method(Hook):
 
     def begin(self, run: Run, say: Say) -> None:
         found = filters(run, self.settings, say).values()
-        self.filters = [f for f in found if self.settings.outputs or not f.downsampled]
+        self.filters = [f for f in found if self.settings.outputs or f.projection is None]
         if not self.filters:
             raise TargetError("nothing to prune: all layers are residual outputs", "add --method-arg outputs=true")
         if (run.training.epoch, run.training.step) == (0, 0):

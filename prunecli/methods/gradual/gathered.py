@@ -1,0 +1,82 @@
+"""Scores of filters that gather from batch to batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.criteria import Scorer, l1, l2
+from prunecli.criteria.gradients import add_gradients, add_magnitudes, add_products, signed, taylor
+from prunecli.errors import UsageError
+from prunecli.methods.gradual.filters import Filters, unit_scores
+from prunecli.surgery.structure import layer_of
+
+Criterion = Literal["gn_g", "gn_s", "tw", "taylor", "l1", "l2"]
+Add = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
+
+ADD: dict[Criterion, Add] = {"gn_g": add_gradients, "gn_s": add_magnitudes, "tw": add_products}
+SCORE: dict[Criterion, Scorer] = {"gn_g": l1, "gn_s": l1, "tw": signed, "taylor": signed, "l1": l1, "l2": l2}
+
+
+class Gathered:
+    """Sums over batches by weight name, float32: of the weight's shape or, Taylor's, [channels]. They begin empty.
+
+    `sums` is the dictionary that they are in, `layers` are the weights that score a group.
+    """
+
+    def __init__(self, criterion: Criterion, layers: dict[str, nn.Parameter], sums: dict[str, Tensor]) -> None:
+        self.criterion, self.layers, self.sums = criterion, layers, sums
+
+    @property
+    def of_gradients(self) -> bool:
+        """Does a batch add anything? The norms of weights need none."""
+        return self.criterion not in ("l1", "l2")
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """A backward pass is over."""
+        if self.criterion not in ADD:
+            return
+        for name in self.layers.keys() - self.sums.keys():
+            self.sums[name] = torch.zeros_like(self.layers[name], dtype=torch.float32)
+        found = [(self.sums[name], weight, weight.grad) for name, weight in self.layers.items()]
+        lists = [*zip(*(entry for entry in found if entry[2] is not None), strict=True)]
+        if lists:
+            ADD[self.criterion](*map(list, lists))
+
+    @contextmanager
+    def listening(self, network: nn.Module) -> Iterator[None]:
+        """While it holds, forward and backward passes add what Taylor's criterion has of their activations."""
+        names = self.layers if self.criterion == "taylor" else ()
+        modules = [(name, network.get_submodule(layer_of(name))) for name in names]
+        handles = [module.register_forward_hook(partial(self._hear, name)) for name, module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def scores(self, filters: Filters) -> Tensor:
+        """Scores [units] of a group. Raises `UsageError` where no activation was heard."""
+        if not self.of_gradients:
+            return unit_scores(filters, dict(self.layers), SCORE[self.criterion])
+        if missing := [member.tensor for member in filters.scorers if member.tensor not in self.sums]:
+            problem = f"--method-arg criterion=taylor: {layer_of(missing[0])} is not called as a layer"
+            raise UsageError(problem, "choose another criterion, such as gn_s")
+        return unit_scores(filters, self.sums, SCORE[self.criterion])
+
+    def _hear(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            axis = output.ndim - 1 if isinstance(module, nn.Linear) else 1
+            activation = output.detach()
+
+            def add(gradient: Tensor) -> None:
+                found = taylor(activation, gradient, axis)
+                self.sums[name] = self.sums[name] + found if name in self.sums else found
+
+            output.register_hook(add)
