@@ -13,6 +13,7 @@ from torch import nn
 
 import prunecli
 from prunecli import checkpoint as checkpoints
+from prunecli import models
 from prunecli.checkpoint import Checkpoint, build
 from prunecli.errors import TargetError, UsageError
 from prunecli.options.prune import PruneOptions
@@ -136,6 +137,18 @@ def goes_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
     prunecli.finetune(prunecli.FinetuneOptions(checkpoint=path, epochs=1, batch_size=256, output=small, threads=1))
     prunecli.export(prunecli.ExportOptions(checkpoint=small, output=str(tmp_path / "small.onnx")))
     assert prunecli.report(prunecli.ReportOptions(checkpoints=(path, small)))
+
+
+def test_a_network_with_channel_selection_loses_inputs_of_blocks(tmp_path: Path) -> None:
+    options = SMALL | {"arch": "preresnet56", "arch_arg": ("width=2", "in_channels=1", "selection=true")}
+    cut = train(tmp_path, **options, epochs=1, method="slimming", sparsity=0.5)
+    network = build(cut)
+    channels = sum(norm.num_features for norm in norms(network).values())
+    whole = sum(
+        norm.num_features for norm in norms(models.build(cut.sidecar.arch.name, cut.sidecar.arch.args)).values()
+    )
+    assert channels == whole - whole // 2
+    assert cut.weights["layer1.0.conv3.weight"].shape[0] == 8  # the stream
 
 
 @pytest.mark.parametrize("steps", [3, 8])

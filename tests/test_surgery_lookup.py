@@ -55,6 +55,11 @@ CASES = {
         TOKENS, {"a"},
     ),
     "index select": Case(mlp(lambda x: x.index_select(1, PLACES.to(x.device))), TOKENS, {"a"}),
+    "channels at places that the network keeps": Case(
+        Net(lambda n, x: n.fc(torch.relu(n.norm(n.a(x).index_select(1, n.places)))), a=nn.Linear(12, 8), places=PLACES,
+            norm=nn.BatchNorm1d(4), fc=nn.Linear(4, 3)),
+        FEATURES, {""},  # the network's own tensor
+    ),
     "gather": Case(
         mlp(lambda x: x.gather(1, PLACES[:, None].to(x.device).expand(2, 4, x.shape[2]))), TOKENS, {"a"},
     ),

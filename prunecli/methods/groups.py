@@ -161,7 +161,7 @@ def score(network: nn.Module, group: Group, criterion: Criterion, scorer: Scorer
 
 
 def _is_read(tensor: str, group: Group, criterion: Criterion, network: nn.Module) -> bool:
-    if criterion.reads == "out":
-        return tensor in group.producers
     layer, _, name = tensor.rpartition(".")
+    if criterion.reads == "out":
+        return tensor in group.producers and name in network.get_submodule(layer)._parameters
     return name == "weight" and isinstance(network.get_submodule(layer), nn.modules.batchnorm._BatchNorm)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from prunecli.allocate.patterns import share_of
 from prunecli.allocate.widths import Allocation
+from prunecli.criteria import CRITERIA
+from prunecli.methods import METHODS
 from prunecli.methods.outcome import by_reason, listed
 from prunecli.methods.reach import Candidates
 from prunecli.methods.targets import Target, Units
@@ -20,12 +22,17 @@ def left_whole(
     reasons = {}
     for key, group in groups.items():
         if key not in found.choices:
-            reasons[key] = "no batch norm behind it"
+            reasons[key] = unscored(how.method)
         elif len(found.choices[key]) == 1 and group.units > 1:
             reasons[key] = f"{how.limits} leaves it no width below its {group.units} units"
         elif allocation.widths[key] == group.units and share_of(group.layers, target.ratios) != 0.0:
             reasons[key] = f"the target leaves it all its {group.units} units"
     return reasons
+
+
+def unscored(method: str) -> str:
+    """Why a group has nothing that the criterion reads."""
+    return "no batch norm behind it" if CRITERIA[METHODS[method].criterion].reads == "norm" else "no weights make it"
 
 
 def remarks(found: Candidates, allocation: Allocation, how: Units) -> list[str]:

@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+class ChannelSelection(nn.Module):
+    """Hands on the channels `index` [selected] of those that come in; all of them at first.
+
+    In front of a batch norm that heads a block, it lets this and the layer behind lose channels that other readers of
+    the same maps keep (Network Slimming). The index is a buffer: it is no parameter, and cut like any other tensor.
+    """
+
+    index: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("index", torch.arange(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, selected, H, W] of maps [N, C, H, W]."""
+        if not x.is_meta and len(self.index) == x.shape[1]:  # saves a copy; a trace, on meta, is to see the selection
+            return x
+        return x.index_select(1, self.index)
+
+
+def selection(channels: int, wanted: bool) -> nn.Module:
+    """A channel selection or, unless it is `wanted`, nothing."""
+    return ChannelSelection(channels) if wanted else nn.Identity()
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:

@@ -1,6 +1,7 @@
 """Rules of looking up and writing by index: `x[i]`, gather, scatter, embeddings.
 
-The places that are looked up are written in tensors that no cut renumbers, so nothing may be cut along them.
+The places that are looked up are written in tensors that no cut renumbers, so nothing may be cut along them. Fewer
+places may be looked up, though.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunecli.surgery.call import Call, labels_of
-from prunecli.surgery.layers import Layers, Operand, along, reshape, rigid
+from prunecli.surgery.layers import Layers, Operand, along, reshape, rigid, support
 
 
 def index(call: Call) -> Layers:
@@ -20,8 +21,13 @@ def index(call: Call) -> Layers:
 
 
 def index_select(call: Call) -> Layers:
-    """Slices along one axis."""
+    """Slices along one axis. Channels looked up at places that the network itself keeps are units of their own.
+
+    Those places are then what a cut shortens; the channels that they are looked up among stay.
+    """
     (axis,) = call.axes("dim", call.args["self"].ndim)
+    if call.args["index"].ndim and any(axis in support(layer) for layer in call.layers("self")):
+        call.mark("index", call.nodes("index", 0), "out")
     return _look_up(call, "self", [None] * axis + [call.args["index"]])
 
 

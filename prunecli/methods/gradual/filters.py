@@ -71,7 +71,8 @@ def filters(run: Run, settings: Target, say: Say, *, structure: Structure | None
     found = {}
     for key, group in choice.groups.items():
         share = share_of(group.layers, settings.ratios) if settings.ratios else settings.sparsity
-        if share and (named or all(parameters[name].ndim > 2 for name in group.producers)):
+        made = all(name in parameters and (named or parameters[name].ndim > 2) for name in group.producers)
+        if share and made:
             found[key] = Filters(group, share, _projection(structure, group, parameters))
     if not found and first:
         raise TargetError("nothing to prune: no convolution is to lose a share above 0", "name layers: --only 'fc*'")
