@@ -22,7 +22,7 @@ def left_whole(
     reasons = {}
     for key, group in groups.items():
         if key not in found.choices:
-            reasons[key] = unscored(how.method)
+            reasons[key] = _unscored(how.method)
         elif len(found.choices[key]) == 1 and group.units > 1:
             reasons[key] = f"{how.limits} leaves it no width below its {group.units} units"
         elif allocation.widths[key] == group.units and share_of(group.layers, target.ratios) != 0.0:
@@ -30,9 +30,10 @@ def left_whole(
     return reasons
 
 
-def unscored(method: str) -> str:
+def _unscored(method: str) -> str:
     """Why a group has nothing that the criterion reads."""
-    return "no batch norm behind it" if CRITERIA[METHODS[method].criterion].reads == "norm" else "no weights make it"
+    reads_scales = CRITERIA[METHODS[method].criterion].reads == "norm"
+    return "no batch norm behind it" if reads_scales else "no weights make its channels"
 
 
 def remarks(found: Candidates, allocation: Allocation, how: Units) -> list[str]:

@@ -86,7 +86,9 @@ def _scores(network: nn.Module, groups: Mapping[str, Group], how: Units) -> dict
     found = {key: score(network, g, criterion, scorer, ranked=how.scope == "global") for key, g in groups.items()}
     scores = {key: values for key, values in found.items() if values is not None}
     if groups and not scores:
-        raise TargetError(f"--method {how.method}: no layer has a batch norm behind it", "use --method l1")
+        norm = criterion.reads == "norm"
+        lacking, other = ("a batch norm behind it", "l1") if norm else ("weights that make its channels", "bn-scale")
+        raise TargetError(f"--method {how.method}: no layer has {lacking}", f"use --method {other}")
     return scores
 
 

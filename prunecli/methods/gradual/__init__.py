@@ -45,6 +45,11 @@ GRADUAL = {
         "selective weight decay (Tessier et al. 2022)",
         ("sparsity", "only", "skip"),
     ),
+    "swd-structured": Row(
+        "swd_structured",
+        "selective weight decay of channels, by batch-norm scale (Tessier et al. 2022)",
+        ("sparsity", "only", "skip"),
+    ),
     "slimming": Row(
         "slimming",
         "batch-norm scales under a penalty, the smallest cut at the end (Liu et al. 2017)",

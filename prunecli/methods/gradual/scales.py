@@ -37,9 +37,7 @@ def scores(network: nn.Module, found: Mapping[str, Group]) -> dict[str, list[flo
     return {key: values for key, values in read.items() if values is not None}
 
 
-def gammas(run: Run, found: Mapping[str, Group], layers: Layers) -> dict[str, nn.Parameter]:
-    """The scales by name: of all batch norms or, where layers were named, of those behind the groups `found`."""
-    behind = {member.tensor for group in found.values() for member in group.members}
-    everything = not layers.only and not layers.skip
-    norms = {n: m for n, m in run.network.named_modules() if isinstance(m, _BatchNorm) and m.weight is not None}
-    return {f"{n}.weight": m.weight for n, m in norms.items() if everything or f"{n}.weight" in behind}
+def gammas(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The scales of all batch norms, by name."""
+    norms = {n: m for n, m in network.named_modules() if isinstance(m, _BatchNorm) and m.weight is not None}
+    return {f"{n}.weight": m.weight for n, m in norms.items()}

@@ -58,7 +58,10 @@ class Method(Hook):
         self.say = say
         structure = run.structure()
         groups = scales.groups(run, structure, self.settings)
-        self.gammas = scales.gammas(run, groups, self.settings)
+        self.gammas = scales.gammas(run.network)
+        if self.settings.only or self.settings.skip:
+            behind = {member.tensor for group in groups.values() for member in group.members}
+            self.gammas = {name: gamma for name, gamma in self.gammas.items() if name in behind}
         if _is_new(run):
             for gamma in self.gammas.values():
                 gamma.data.fill_(self.settings.gamma)

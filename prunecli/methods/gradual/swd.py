@@ -23,18 +23,23 @@ from prunecli.training import Hook, Run
 from prunecli.training.schedule import factor
 
 
-class Settings(Layers, frozen=True, kw_only=True):
+class Growth(Layers, frozen=True, kw_only=True):
     """`a` grows from a_min to a_max."""
 
     sparsity: Share
     a_min: Annotated[Positive, Meta(description="strength a at the first step (equation 3)")] = 0.1
     a_max: Annotated[Positive, Meta(description="strength a after the last step (equation 3)")] = 1e4
     mu: Annotated[Positive | None, Meta(description="decay that a multiplies (default: the run's weight decay)")] = None
-    biases: Annotated[bool, Meta(description="whether biases are ranked and masked with the weights")] = False
 
     def __post_init__(self) -> None:
         if self.a_max < self.a_min:
             raise ValueError(f"a_max {self.a_max:g} is below a_min {self.a_min:g}")
+
+
+class Settings(Growth, frozen=True, kw_only=True):
+    """Of single weights."""
+
+    biases: Annotated[bool, Meta(description="whether biases are ranked and masked with the weights")] = False
 
 
 class Method(Hook):
@@ -78,7 +83,7 @@ class Method(Hook):
         return [part.view_as(w) for part, w in zip(parts, self.weights.values(), strict=True)]
 
 
-def growth(settings: Settings, position: float) -> float:
+def growth(settings: Growth, position: float) -> float:
     """a at `position`, the share of the run's steps that is over."""
     return float(settings.a_min * (settings.a_max / settings.a_min) ** position)
 
@@ -87,11 +92,12 @@ def decay(run: Run, mu: float | None) -> float:
     """What a multiplies: `mu`, else the run's weight decay. Raises `UsageError` where that is 0."""
     decay = mu if mu is not None else float(run.optimizer.param_groups[0].get("weight_decay", 0.0))
     if not decay:
-        raise UsageError("--method swd: the weight decay that it multiplies is 0", "give one: --method-arg mu=5e-4")
+        name = run.training.method.name
+        raise UsageError(f"--method {name}: the weight decay that it multiplies is 0", "give one: --method-arg mu=5e-4")
     return decay
 
 
-def warn_of_instability(run: Run, settings: Settings, mu: float, say: Say) -> None:
+def warn_of_instability(run: Run, settings: Growth, mu: float, say: Say) -> None:
     """Say the largest a_max with which SGD is stable, where the run's is larger: lr mu a < 2 (1 + momentum)."""
     group, training = run.optimizer.param_groups[0], run.training
     if not isinstance(run.optimizer, torch.optim.SGD) or not training.epochs:
@@ -106,6 +112,6 @@ def warn_of_instability(run: Run, settings: Settings, mu: float, say: Say) -> No
     ]
     if growths and math.log(settings.a_max / settings.a_min) > (least := min(growths)):
         say(
-            f"warning: --method swd: a_max {settings.a_max:g} makes SGD unstable, as lr x mu x a reaches more than "
-            f"{limit:g}; the largest safe a_max of this run is {settings.a_min * math.exp(least):.3g}"
+            f"warning: --method {training.method.name}: a_max {settings.a_max:g} makes SGD unstable, as lr x mu x a "
+            f"reaches more than {limit:g}; the largest safe a_max of this run is {settings.a_min * math.exp(least):.3g}"
         )
