@@ -39,10 +39,12 @@ from prunecli.surgery import Plan, Structure
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import oracle  # the two properties are those of the tests
+import zoo
 
 Cut = Callable[[nn.Module, Tensor], object]
 LIMIT = 60  # seconds that torch-pruning may take for one network
 LARGE = 4e8  # parameters; above, float64 would take too much memory
+SCALED = ("swin_t", "swin_s", "swin_b")  # their attention divides by the root of the channels that it finds
 SIDES = {"inception_v3": 299, "vit": 224, "maxvit": 224}  # of images, where the network wants this one
 
 
@@ -130,12 +132,17 @@ def our_properties(name: str, whole: nn.Module, example: Tensor, tolerance: floa
     yield "frozen", structure.frozen
     yield "loaded", differences(loaded(name, cut, record, example), cut, example)
     zeroed = oracle.mask(copy.deepcopy(whole), structure, plan)
+    oracle.zero(zeroed, structure, plan, ("out", "other"))  # queries and keys meet in products, which no weight reads
     changed = differences(zeroed, cut, example, modes=(False,))[0] > tolerance
     yield "changes", changing_groups(whole, structure, changed)
+    if name in SCALED:
+        zoo.scaled_by_its_channels(zeroed, cut)
     yield "masked", differences(oracle.over_what_is_left(zeroed, keep), cut, example)
     del zeroed
     zeroed = copy.deepcopy(whole)
     oracle.zero(zeroed, structure, plan, ("out", "norm", "other"))
+    if name in SCALED:
+        zoo.scaled_by_its_channels(zeroed, cut)
     yield "dead", differences(oracle.over_what_is_left(zeroed, keep), cut, example)
 
 
