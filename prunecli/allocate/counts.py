@@ -22,6 +22,11 @@ def prune_floor(n: int, share: float) -> int:
     return n - math.floor(n * share + GUARD)
 
 
+def prune_ceil(n: int, share: float) -> int:
+    """Kept count n - min(ceil(n share), n - 1): GReg."""
+    return max(1, n - math.ceil(n * share - GUARD))
+
+
 def keep_at_least(n: int, limit: float | None) -> int:
     """What a layer of `n` keeps when at most the share `limit` of it may go, and never none."""
     return max(1, n - math.floor(n * limit + GUARD)) if limit is not None else 1

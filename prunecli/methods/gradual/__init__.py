@@ -33,6 +33,8 @@ class Row(NamedTuple):
 
 REQUIRED = object()  # unlike any value
 
+GREG = MappingProxyType({"lr": 1e-3, "schedule": "constant", "batch_size": 256})
+
 GRADUAL = {
     "pgp": Row(
         "pgp", "progressive gradient pruning (Nguyen-Meidine et al. 2019)", ("sparsity", "ratios", "only", "skip")
@@ -40,6 +42,18 @@ GRADUAL = {
     "psfp": Row("psfp", "progressive soft filter pruning (He et al. 2018)", ("sparsity", "ratios", "only", "skip")),
     "rpgp": Row("rpgp", "the same with the gradients of training itself", ("sparsity", "ratios", "only", "skip")),
     "sfp": Row("sfp", "soft filter pruning (He et al. 2018)", ("sparsity", "ratios", "only", "skip")),
+    "greg1": Row(
+        "greg1",
+        "growing regularisation of filters chosen beforehand, GReg-1 (Wang et al. 2021)",
+        ("sparsity", "ratios", "only", "skip"),
+        GREG,
+    ),
+    "greg2": Row(
+        "greg2",
+        "growing regularisation that picks filters itself, GReg-2 (Wang et al. 2021)",
+        ("sparsity", "ratios", "only", "skip"),
+        GREG,
+    ),
     "swd": Row(
         "swd",
         "selective weight decay (Tessier et al. 2022)",

@@ -1,0 +1,162 @@
+"""What GReg penalises, filters or single weights, and how those that go are picked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.allocate.counts import prune_ceil
+from prunecli.allocate.masks import by_rank, lowest
+from prunecli.allocate.patterns import require_matches, share_of
+from prunecli.data import Order
+from prunecli.errors import TargetError
+from prunecli.methods.gradual.filters import Filters, filters, rows, spread
+from prunecli.methods.gradual.layers import weights
+from prunecli.methods.gradual.settings import Target
+from prunecli.progress import Say
+from prunecli.surgery import Member
+from prunecli.surgery.structure import layer_of
+from prunecli.training import Run
+from prunecli.training.randomness import derived_seed
+
+Pick = Literal["l1", "obd", "random", "max"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Units of which `share` is to go: filters that `members` make, or where there are none the weights themselves."""
+
+    key: str
+    share: float
+    weights: dict[str, nn.Parameter]
+    members: Sequence[Member] = ()
+
+    def sums(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The sum of `values`, which have the weights' shapes, over each unit: [units]."""
+        if not self.members:
+            return values[self.key].flatten()
+        total = torch.zeros(
+            1 + max(int(m.unit.max()) for m in self.members), device=values[self.members[0].tensor].device
+        )
+        for member in self.members:
+            slices = values[member.tensor].movedim(member.axis, 0).flatten(1).sum(1)
+            own = (member.unit >= 0).to(slices.device)
+            total.index_add_(0, member.unit.to(slices.device)[own], slices[own].to(total.dtype))
+        return total
+
+    def masks(self, chosen: Tensor) -> dict[str, Tensor]:
+        """True for what units belong to that are `chosen`, bool [units], in shapes that broadcast over the weights."""
+        if not self.members:
+            (weight,) = self.weights.values()
+            return {self.key: torch.empty_like(weight, dtype=torch.bool).copy_(chosen.view(weight.shape))}
+        units = chosen.nonzero().flatten()
+        return {m.tensor: spread(rows(m, units), m.axis, self.weights[m.tensor]) for m in self.members}
+
+
+def filter_parts(run: Run, settings: Target, say: Say) -> list[Part]:
+    """The filters of layers that are named or, where none is, of convolutions by themselves.
+
+    The first convolution, and those whose outputs are added to others (block outputs, shortcuts), are left out then.
+    Raises `UsageError` for a pattern that names no layer, `TargetError` when nothing is left.
+    """
+    parameters = dict(run.network.named_parameters())
+    stem = next((name for name in run.cost.positions if name in parameters and parameters[name].ndim > 2), None)
+    found = filters(run, settings, say)
+    if not settings.only and not settings.ratios:
+        found = {key: group for key, group in found.items() if _alone(group, stem)}
+    if not found:
+        raise TargetError(
+            "nothing to prune: no convolution but the first one has filters that are its alone",
+            "name layers, block outputs too: --only 'layer1.*'; or prune weights: --method-arg structure=weights",
+        )
+    return [
+        Part(key, group.share, {m.tensor: parameters[m.tensor] for m in group.producers}, group.producers)
+        for key, group in found.items()
+    ]
+
+
+def _alone(group: Filters, stem: str | None) -> bool:
+    """Is this one convolution, all of whose filters can go, and not the stem?"""
+    member = group.leading
+    return not group.shared and member.tensor != stem and bool((member.unit >= 0).all())
+
+
+def weight_parts(run: Run, settings: Target) -> list[Part]:
+    """The weights of every layer that is named or, where none is, of all layers but the first.
+
+    Raises as `filter_parts`.
+    """
+    found = weights(run, settings)
+    require_matches(settings.ratios, [layer_of(name) for name in found], "--ratios")
+    if not settings.only and not settings.ratios:
+        found.pop(next(iter(run.cost.positions)), None)
+    shares = {
+        name: share_of([layer_of(name)], settings.ratios) if settings.ratios else settings.sparsity for name in found
+    }
+    parts = [Part(name, share, {name: found[name]}) for name, share in shares.items() if share]
+    if not parts:
+        raise TargetError("nothing to prune: no weight is left", "drop --skip, or name layers: --only 'fc*'")
+    return parts
+
+
+def pick(run: Run, parts: Sequence[Part], how: Pick, samples: int, say: Say) -> dict[str, Tensor]:
+    """What is to go, by weight: min(ceil(n share), n - 1) of the n units of each part; ties go by index.
+
+    l1: those of least mean |w|; max: of largest; random. obd: the lowest diagonal Fisher information times w^2, summed
+    over a unit and divided by the part's sum, over all parts together, of which each keeps a unit.
+    """
+    magnitudes = {name: w.detach().abs() for part in parts for name, w in part.weights.items()}
+    if how == "obd":
+        return merged(parts, _globally(parts, _saliency(run, parts, samples), say))
+    generator = torch.Generator().manual_seed(derived_seed(run.training.seed, "greg"))
+    chosen = {}
+    for part in parts:
+        scores = part.sums(magnitudes)
+        if how == "max":
+            scores = -scores
+        elif how == "random":
+            scores = torch.rand(len(scores), generator=generator).to(scores.device)
+        chosen[part.key] = lowest(scores, len(scores) - prune_ceil(len(scores), part.share))
+    return merged(parts, chosen)
+
+
+def merged(parts: Sequence[Part], chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks by weight of the units that are chosen, by part; of a weight that several parts share, of all of them."""
+    masks: dict[str, Tensor] = {}
+    for part in parts:
+        for name, mask in part.masks(chosen[part.key]).items():
+            if bool(mask.any()):
+                masks[name] = masks[name] | mask if name in masks else mask
+    return masks
+
+
+def _globally(parts: Sequence[Part], saliency: Mapping[str, Tensor], say: Say) -> dict[str, Tensor]:
+    scores = {}
+    for part in parts:
+        units = part.sums(saliency)
+        scores[part.key] = units / units.sum().clamp(min=torch.finfo(units.dtype).tiny)
+    total = sum(map(len, scores.values()))
+    kept, held = by_rank(scores, {}, total - prune_ceil(total, parts[0].share), dict.fromkeys(scores, 1))
+    for key in held:
+        say(f"warning: {key} keeps the one of its units with the largest score")
+    return {key: ~mask for key, mask in kept.items()}
+
+
+def _saliency(run: Run, parts: Sequence[Part], samples: int) -> dict[str, Tensor]:
+    """F w^2 by weight, F the mean over examples of the squared gradient of the loss of one (optimal brain damage)."""
+    found = {name: w for part in parts for name, w in part.weights.items()}
+    squares = [torch.zeros_like(w) for w in found.values()]
+    batches = run.data.train.batches(64, order=Order(run.training.seed, 0), device=str(run.device))
+    examples = ((x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(y)))
+    run.network.eval()  # a batch norm knows no single example
+    for count, (x, y) in enumerate(islice(examples, samples), 1):
+        loss = run.task.loss(run.network(x), y)
+        gradients = torch.autograd.grad(loss, list(found.values()))
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 / count)
+    run.network.train()
+    return {name: f * w.detach().square() for (name, w), f in zip(found.items(), squares, strict=True)}
