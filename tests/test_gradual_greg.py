@@ -294,7 +294,7 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, table: str, words:
 def test_indices_of_another_network_are_refused(tmp_path: Path) -> None:
     other = base_and(tmp_path, method="l1", sparsity=0.5)
     (tmp_path / "b").mkdir()
-    with pytest.raises(UsageError, match="conv1.weight was of shape"):
+    with pytest.raises(UsageError, match="was of shape"):
         live(tmp_path / "b", "greg1", {**FAST, "indices": str(other)}, {}, arch="resnet20")
 
 

@@ -82,8 +82,8 @@ def filter_parts(run: Run, settings: Target, say: Say) -> list[Part]:
 
 def _alone(group: Filters, stem: str | None) -> bool:
     """Is this one convolution, all of whose filters can go, and not the stem?"""
-    member = group.leading
-    return not group.shared and member.tensor != stem and bool((member.unit >= 0).all())
+    first, *others = group.producers
+    return not others and first.tensor != stem and bool((first.unit >= 0).all())
 
 
 def weight_parts(run: Run, settings: Target) -> list[Part]:
