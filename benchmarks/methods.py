@@ -101,7 +101,7 @@ class Loop:
 
 
 def loop(case: Case, source: Dataset, device: str, method: str | None = None, **settings: Any) -> Loop:
-    """A run of a new network, 100 epochs long, with `method` at work in it. Raises `PruneError` where it cannot be."""
+    """A run of a new network with `method` at work, of 100 epochs or as many as that takes. Raises `PruneError`."""
     torch.manual_seed(0)
     network = models.build(case.arch, {})
     options = TrainOptions(
@@ -113,6 +113,7 @@ def loop(case: Case, source: Dataset, device: str, method: str | None = None, **
     if method:
         described.method = spec(method, settings)
         hook = gradual.hook(described.method) or hook
+        described.epochs = hook.epochs(source.train.steps(case.batch)) or described.epochs
     sidecar = Sidecar(
         arch=Arch(name=case.arch), data=source.info, cost=cost(network, torch.zeros(1, *source.info.shape)),
         training=described, optimizer=optimizer,

@@ -366,7 +366,7 @@ def test_page_draws_what_a_method_logged(tmp_path):
     logged = text[text.index('<title id="numbers-title">') :]
     logged = logged[: logged.index("</svg>")]
     titles = re.findall(r"<!-- (.*?) -->", logged) + re.findall(r"<text[^>]*>([^<]*)</text>", logged)
-    assert {"a", "penalty", "bound by layer, asl", "norm of kept and pruned filters", "factor by layer, greg"} <= {
+    assert {"a", "penalty", "bound by layer, asl", "norm of kept and pruned weights", "factor by layer, greg"} <= {
         *titles
     }
     assert {"swd", "asl", "greg, kept", "greg, pruned", "conv1", "conv2", "layer0", "layer29"} <= {*titles}

@@ -13,7 +13,7 @@ from prunecli.reporting.pictures.style import Picture, drawing, epochs, figure, 
 from prunecli.reporting.row import Row
 
 SUMS = ("sparsity", "macs", "params")  # another picture's
-APART = {"kept_norm": ("norm of kept and pruned filters", "kept_norm", "pruned_norm")}
+APART = {"kept_norm": ("norm of kept and pruned weights", "kept_norm", "pruned_norm")}
 PANELS = 16
 NAMED = 8  # of more layers, the legend names some
 
