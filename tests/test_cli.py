@@ -120,6 +120,23 @@ def test_bad_input_is_two_lines_and_the_right_code(
     assert not list(Path().glob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "example"),
+    [
+        ("train --arch lenet5 --data digits", "base.safetensors"),
+        ("prune base.safetensors --method l1 --sparsity 0.5", "cut.safetensors"),
+        ("prune base.safetensors --method sfp --sparsity 0.5", "cut.safetensors"),
+        ("finetune cut.safetensors", "small.safetensors"),
+        ("scratch cut.safetensors", "scratch.safetensors"),
+    ],
+)
+def test_the_hint_about_a_missing_output_is_not_the_input(
+    arguments: str, example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments.split()) == 2
+    assert capsys.readouterr().err == f"error: --output is missing\nhint: say what to write: -o {example}\n"
+
+
 def test_config_gives_options_and_flags_win(capsys: pytest.CaptureFixture[str]) -> None:
     Path("study.toml").write_text(
         'data = "digits"\nthreads = 1\n[train]\narch = "lenet5"\nepochs = 0\n'

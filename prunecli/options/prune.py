@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import ClassVar
 
 from prunecli.allocate.patterns import parse_ratios, parse_share
 from prunecli.errors import TargetError, UsageError
@@ -35,6 +36,8 @@ class PruneOptions(MethodOptions, RunOptions):
     Patterns name layers: --only 'layer1.*', --skip conv1. Layers that share their units (a residual stage) are pruned
     together or not at all; --dry-run lists them, and which layers read them.
     """
+
+    example: ClassVar[str] = "cut.safetensors"
 
     checkpoint: str = argument("Checkpoint to prune.")
     method: str | None = option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from prunecli.errors import UsageError
 from prunecli.options.fields import argument, choice, option
@@ -20,6 +21,8 @@ class ScratchOptions(RunOptions):
     The recipe is the one that trained the dense network; training options override it. --epochs 0 writes the initial
     checkpoint only.
     """
+
+    example: ClassVar[str] = "scratch.safetensors"
 
     checkpoint: str = argument("Pruned or masked checkpoint.")
     budget: str = option(

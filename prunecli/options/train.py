@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from prunecli.errors import UsageError
 from prunecli.methods.gradual import GRADUAL
@@ -15,6 +16,8 @@ from prunecli.options.values import parse_numbers
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Recipe):
     """What `train` and `finetune` share: where the result and the snapshots of a run go."""
+
+    example: ClassVar[str] = "base.safetensors"
 
     output: str = option(
         "", "Checkpoint to write, OUT.safetensors with its sidecar OUT.json.", flag="-o/--output", metavar="FILE"
@@ -30,7 +33,7 @@ class RunOptions(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.writes:
-            check_output(self.output, "base.safetensors")
+            check_output(self.output, self.example)
         check(self.save_every is None or self.save_every >= 1, "--save-every", self.save_every, "1 or more")
         check(all(e == int(e) for e in parse_numbers(self.keep, "--keep")), "--keep", self.keep, "whole epochs: 0,10")
 
@@ -73,6 +76,8 @@ class TrainOptions(MethodOptions, RunOptions):
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(RunOptions):
     """Continue a checkpoint: an unfinished schedule from its position, a finished one at its last rate."""
+
+    example: ClassVar[str] = "small.safetensors"
 
     checkpoint: str = argument("Checkpoint to continue.")
     carry: bool = option(False, "Begin a new run with the checkpoint's optimizer state, instead of a fresh one.")
