@@ -10,8 +10,8 @@ Every network is handled in a process of its own, so that one which crashes or n
 - Right: with random float64 weights (float32 above 400 million) and small images, in eval and in train mode, to 1e-9 of
   the largest output (1e-4 in float32): "masked", cutting equals zeroing what reads the removed units (and what makes
   them, as queries meet keys and no weight reads them), and "dead", removing units that are zero changes nothing. Layer
-  norms over channels that are cut are let run over what is left, in either tool's networks, and Swin's attention is let
-  divide by the root of as many channels as the cut one's; prunecli must have said of the same groups that the cut
+  norms over channels that are cut are let run over what is left, in either tool's networks, and attention
+  divides by the root of as many channels as the cut one's; prunecli must have said of the same groups that the cut
   changes the function ("change"). Its cut networks are also saved and loaded, and must give the same output ("loaded").
 - `--export`: the cut networks as ONNX files, run by onnxruntime against PyTorch.
 - `--memory`: peak memory of tracing the two largest networks, beyond what the process had before.

@@ -44,7 +44,6 @@ import zoo
 Cut = Callable[[nn.Module, Tensor], object]
 LIMIT = 60  # seconds that torch-pruning may take for one network
 LARGE = 4e8  # parameters; above, float64 would take too much memory
-SCALED = ("swin_t", "swin_s", "swin_b")  # their attention divides by the root of the channels that it finds
 SIDES = {"inception_v3": 299, "vit": 224, "maxvit": 224}  # of images, where the network wants this one
 
 
@@ -135,15 +134,25 @@ def our_properties(name: str, whole: nn.Module, example: Tensor, tolerance: floa
     oracle.zero(zeroed, structure, plan, ("out", "other"))  # queries and keys meet in products, which no weight reads
     changed = differences(zeroed, cut, example, modes=(False,))[0] > tolerance
     yield "changes", changing_groups(whole, structure, changed)
-    if name in SCALED:
-        zoo.scaled_by_its_channels(zeroed, cut)
+    scaled_alike(name, zeroed, cut)
     yield "masked", differences(oracle.over_what_is_left(zeroed, keep), cut, example)
     del zeroed
     zeroed = copy.deepcopy(whole)
     oracle.zero(zeroed, structure, plan, ("out", "norm", "other"))
-    if name in SCALED:
-        zoo.scaled_by_its_channels(zeroed, cut)
+    scaled_alike(name, zeroed, cut)
     yield "dead", differences(oracle.over_what_is_left(zeroed, keep), cut, example)
+
+
+def scaled_alike(name: str, network: nn.Module, cut: nn.Module) -> None:
+    """Let attention that divides by the root of the channels that it finds divide by that of the cut network's."""
+    if name in ("swin_t", "swin_s", "swin_b"):
+        zoo.scaled_by_its_channels(network, cut)
+    for layer, module in cut.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            attention = network.get_submodule(layer)
+            widths = [each.embed_dim // each.num_heads for each in (attention, module)]
+            for tensor in (attention.in_proj_weight, attention.in_proj_bias):
+                tensor.data[: len(tensor) // 3] *= (widths[0] / widths[1]) ** 0.5
 
 
 def changing_groups(network: nn.Module, structure: Structure, changed: bool) -> str:
