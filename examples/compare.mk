@@ -8,7 +8,7 @@
 
 PRUNECLI ?= prunecli
 OUT ?= comparison
-METHODS ?= l1 sfp swd
+METHODS ?= l1 sfp rpgp swd
 SPARSITIES ?= 0.3 0.5 0.7
 ARCH ?= lenet5
 DATA ?= digits
