@@ -369,7 +369,7 @@ def test_page_draws_what_a_method_logged(tmp_path):
     assert {"a", "penalty", "bound by layer, asl", "norm of kept and pruned weights", "factor by layer, greg"} <= {
         *titles
     }
-    assert {"swd", "asl", "greg, kept", "greg, pruned", "conv1", "conv2", "layer0", "layer29"} <= {*titles}
+    assert {"swd", "asl", "greg, kept norm", "greg, pruned norm", "conv1", "conv2", "layer0", "layer29"} <= {*titles}
     assert "layer2" not in titles  # of many layers some are named
     assert not {"sparsity", "macs", "params", "kept norm"} & {*titles}
     assert "0.001" in titles  # norms that far apart are drawn on a logarithmic axis

@@ -116,8 +116,7 @@ def _score(run: Run) -> str:
     training.epoch, training.step, training.totals = training.epoch + 1, 0, []
     line = f"epoch {training.epoch}/{training.epochs}  lr {rate:.3g}  train loss {loss_sum / max(seen, 1.0):.4f}  "
     line += f"{metrics.split} " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    # pictures have single layers and norms as well; of the parameters, the sparsity is the share
-    names = [name for name in told if "/" not in name and not name.endswith("_norm") and name != "params"]
+    names = [name for name in told if name.isalpha() and name != "params"]  # of which the sparsity is the share
     return "  ".join([line, *(f"{name} {short(told[name])}" for name in names)])
 
 

@@ -62,7 +62,10 @@ class Hook:
         """The run is over, and its last epoch scored: what was chosen goes for good."""
 
     def numbers(self, run: Run) -> dict[str, float]:
-        """What the log of an epoch tells beside sums and scores: penalties, bounds; `name/layer` for single layers."""
+        """What the log of an epoch tells beside sums and scores: penalties, bounds; `name/layer` for single layers.
+
+        Names of one word are in the line about the epoch too.
+        """
         return {}
 
     def status(self, run: Run) -> str:

@@ -13,7 +13,10 @@ from prunecli.reporting.pictures.style import Picture, drawing, epochs, figure, 
 from prunecli.reporting.row import Row
 
 SUMS = ("sparsity", "macs", "params")  # another picture's
-APART = {"kept_norm": ("norm of kept and pruned weights", "kept_norm", "pruned_norm")}
+APART = {
+    "kept_norm": ("norm of kept and pruned weights", "kept_norm", "pruned_norm"),
+    "scale_staying": ("batch-norm scales that stay and go", "scale_staying", "scale_going"),
+}
 PANELS = 16
 NAMED = 8  # of more layers, the legend names some
 
@@ -61,7 +64,7 @@ def _of_networks(shown: Sequence[tuple[int, Row]]) -> Iterator[tuple[str, list[L
         for key, dashes in zip(keys, ("-", "--"), strict=False):
             for i, row in shown:
                 if values := _values(row, key):
-                    words = [row.name] * (len(shown) > 1) + [key.partition("_")[0]] * (len(keys) > 1)
+                    words = [row.name] * (len(shown) > 1) + [key.replace("_", " ")] * (len(keys) > 1)
                     label = {"label": ", ".join(words)} if words else {}
                     lines.append(Line(values, {**stroke(i, len(values)), "ls": dashes, **label}))
         yield title, lines
