@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gradual import check_resumed, gradients, live, prune, train
+from gradual import KillAt, Killed, check_resumed, gradients, live, prune, train
 from torch import Tensor
 
 import prunecli
@@ -18,7 +19,7 @@ from prunecli.checkpoint import unpack_mask
 from prunecli.errors import PruneError, TargetError, UsageError
 from prunecli.methods.gradual.parts import Part, pick
 from prunecli.options.prune import PruneOptions
-from prunecli.options.train import FinetuneOptions
+from prunecli.options.train import FinetuneOptions, TrainOptions
 from prunecli.progress import Silent
 from prunecli.training import Run
 
@@ -236,6 +237,20 @@ def test_indices_of_a_cut_checkpoint_are_what_goes(tmp_path: Path) -> None:
     for name, axes in cut.axes.items():
         for axis, number in axes.items():
             assert made.sidecar.surgery.index[made.sidecar.surgery.axes[name][axis]] == cut.index[number]
+
+
+def test_a_resumed_run_needs_the_file_of_indices_no_more(tmp_path: Path) -> None:
+    table = tmp_path / "go.json"
+    table.write_text('{"conv2": [0, 5]}')
+    options = TrainOptions(
+        arch="lenet5", data="digits", output=str(tmp_path / "x.safetensors"), epochs=2, lr=0.05, threads=1,
+        method="greg1", method_arg=(f"indices={table}", *FAST_ARG), batch_size=256, save_every=1,
+    )  # fmt: skip
+    with pytest.raises(Killed):
+        prunecli.train(options, KillAt(3))
+    table.unlink()
+    prunecli.train(dataclasses.replace(options, resume=True))
+    assert checkpoints.load(tmp_path / "x.safetensors").weights["conv2.weight"].shape[0] == 14
 
 
 def test_indices_of_a_network_that_is_cut_already_are_those_of_the_dense_one(tmp_path: Path) -> None:
