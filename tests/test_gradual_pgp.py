@@ -211,6 +211,18 @@ def _is_part(row: Tensor, whole: Tensor) -> bool:
     return len(found) == len(row) and found == sorted(found)
 
 
+def test_a_projection_still_chooses_when_a_single_channel_is_left_for_it_to_read(tmp_path: Path) -> None:
+    run = live(tmp_path, "rpgp", {"criterion": "l1"}, {"sparsity": 0.8}, **RESNET)
+    run.training.epoch = 3
+    run.hook.after_epoch(run)
+    assert widths(run, "conv1", "layer2.0.downsample.0") == [1, 2]
+    run.training.step = 1
+    run.hook.begin(run, Silent())
+    assert "layer2.0.downsample.0.weight" in run.hook.gathered.layers  # type: ignore[attr-defined]
+    run.hook.after_epoch(run)
+    assert widths(run, "conv1", "layer2.0.downsample.0") == [1, 2]
+
+
 def test_outputs_behind_projections_may_stay_whole(tmp_path: Path) -> None:
     run = live(tmp_path, "rpgp", {"criterion": "l1", "residual": "no-downsample"}, {"sparsity": 0.5}, **RESNET)
     run.training.epoch = 3

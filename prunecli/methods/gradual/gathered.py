@@ -42,8 +42,8 @@ class Gathered:
         """A backward pass is over."""
         if self.criterion not in ADD:
             return
-        for name in self.layers.keys() - self.sums.keys():
-            self.sums[name] = torch.zeros_like(self.layers[name], dtype=torch.float32)
+        if not self.sums:
+            self.sums.update({name: torch.zeros_like(w, dtype=torch.float32) for name, w in self.layers.items()})
         found = [(self.sums[name], weight, weight.grad) for name, weight in self.layers.items()]
         lists = [*zip(*(entry for entry in found if entry[2] is not None), strict=True)]
         if lists:

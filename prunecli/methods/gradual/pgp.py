@@ -14,6 +14,7 @@ there is none, the first layer's choose for all layers.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -21,7 +22,7 @@ from msgspec import Meta, field
 from torch import Tensor
 
 from prunecli.allocate.counts import GUARD
-from prunecli.errors import DamagedError, TargetError, UsageError
+from prunecli.errors import TargetError, UsageError
 from prunecli.methods.gradual.filters import Filters, filters, slices, strongest, zero
 from prunecli.methods.gradual.gathered import Criterion, Gathered
 from prunecli.methods.gradual.settings import Target
@@ -48,16 +49,17 @@ class Settings(Target, frozen=True, kw_only=True):
     ] = "shared"
 
 
-class Widths(State):
-    """Units of each group before the first cut."""
+class Before(State):
+    """Of the network before the first cut, by group: units, and the projection that chooses, where there is one."""
 
-    before: dict[str, int] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    projections: dict[str, str] = field(default_factory=dict)
 
 
 class Method(Hook):
     """Convolutions, what belongs to their filters, and their readers; linear layers only where they are named."""
 
-    State = Widths
+    State = Before
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -68,13 +70,15 @@ class Method(Hook):
         if not run.training.epochs:
             raise UsageError("--epochs 0: filters go after each epoch", "give a number of epochs, such as 40")
         first = (run.training.epoch, run.training.step) == (0, 0)
-        found = self._wanted(filters(run, self.settings, say, structure=None if first else run.structure()))
-        if first and not found:
-            raise TargetError("nothing to prune: all layers are residual outputs", "add --method-arg residual=shared")
+        found = filters(run, self.settings, say, structure=None if first else run.structure())
         if first:
-            self.state.before = {key: f.group.units for key, f in found.items()}
-        if missing := found.keys() - self.state.before.keys():
-            raise DamagedError(f"training: no width of {min(missing)!r} before", "the sidecar was changed by hand")
+            whole = self.settings.residual == "no-downsample"
+            wanted = {key: f for key, f in found.items() if not (whole and f.projection)}
+            self.state.units = {key: f.group.units for key, f in wanted.items()}
+            self.state.projections = {key: f.projection for key, f in wanted.items() if f.projection}
+        if not self.state.units:
+            raise TargetError("nothing to prune: all layers are residual outputs", "add --method-arg residual=shared")
+        found = self._as_before(found)
         layers = {m.tensor: run.network.get_parameter(m.tensor) for f in found.values() for m in f.scorers}
         self.gathered = Gathered(self.settings.criterion, layers, self.tensors.setdefault("scores", {}))
 
@@ -84,18 +88,18 @@ class Method(Hook):
         exponent = (epoch + (self.settings.exponent == "code")) / epochs
         structure, plan = run.structure(), Plan()
         softened: list[tuple[list[Member], Tensor]] = []
-        for key, f in self._wanted(filters(run, self.settings, silent, structure=structure)).items():
+        for key, f in self._as_before(filters(run, self.settings, silent, structure=structure)).items():
             scores = self.gathered.scores(f)
             needed = strongest(f, scores)
             scores[needed] = torch.inf
             order = torch.argsort(scores, stable=True)
-            left = self.state.before[key] * (1 - f.share) ** exponent
+            left = self.state.units[key] * (1 - f.share) ** exponent
             weak = max(0, min(math.floor(len(order) - left + GUARD), len(order) - len(needed)))
             hard = weak if epoch == epochs else math.floor(weak * self.settings.r + GUARD)
             plan.kept[key] = sorted(order[hard:].tolist())
             softened.append((self._softened(f), order[hard:weak]))
         zero(run, slices(softened))
-        self.log = {f"filters/{key}": len(plan.kept.get(key, [0])) for key in self.state.before}
+        self.log = {f"filters/{key}": len(plan.kept.get(key, [0])) for key in self.state.units}
         self.log["zeroed"] = sum(len(units) for _, units in softened)
         self.gathered.sums.clear()
         if any(len(kept) < structure.by_key[key].units for key, kept in plan.kept.items()):
@@ -119,9 +123,10 @@ class Method(Hook):
     def numbers(self, run: Run) -> dict[str, float]:
         return self.log
 
-    def _wanted(self, found: dict[str, Filters]) -> dict[str, Filters]:
-        whole = self.settings.residual == "no-downsample"
-        return {key: f for key, f in found.items() if not (whole and f.projection)}
+    def _as_before(self, found: dict[str, Filters]) -> dict[str, Filters]:
+        """These of a cut network: where a projection is left a single channel to read, nothing tells it from others."""
+        projections = self.state.projections
+        return {key: replace(f, projection=projections.get(key)) for key, f in found.items() if key in self.state.units}
 
     def _softened(self, f: Filters) -> list[Member]:
         """The axes whose slices are zeroed with a weak unit."""

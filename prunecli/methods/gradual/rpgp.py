@@ -1,7 +1,8 @@
 """Progressive gradient pruning without a further pass: the gradients of training itself make the scores.
 
 Nguyen-Meidine et al. 2019 (RPGP), as `pgp` but for when scores are gathered: after each backward pass of the epoch (the
-authors' code reads gradients in a module's backward hook, where they may be those of the step before).
+authors' code reads gradients in a module's backward hook, where they may be those of the step before). L1 and L2 are
+norms at the end of the epoch (the code sums them over steps).
 """
 
 from __future__ import annotations
