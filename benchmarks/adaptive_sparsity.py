@@ -37,8 +37,8 @@ MODES: dict[str, tuple[dict[str, Any], tuple[float, ...], tuple[str, ...]]] = {
 
 TEXT = """\
 From scratch on the digits, SGD with momentum at 0.05, batches of 64, one seed; ResNet-20 of width 4, initialised
-normally, and LeNet-5, initialised uniformly. The share is of the weights that have a bound. A one-sided budget asks for no
-less than the share and does not pull back.
+normally, and LeNet-5, initialised uniformly. The share is of the weights that have a bound. A one-sided budget asks
+for no less than the share and does not pull back.
 
 The settings of learned bounds were chosen after others on the same data. Two-sided, `strength=20 bound_rate=0.2`, 8
 epochs: 50.02, 85.01 and 95.38 % went, at top-1 97.8, 89.7 and 23.6 %. One-sided with it: 91.4, 97.5 and 98.8 %, top-1
