@@ -111,12 +111,13 @@ def pick(run: Run, parts: Sequence[Part], how: Pick, samples: int, say: Say) -> 
     over a unit and divided by the part's sum, over all parts together, of which each keeps a unit.
     """
     magnitudes = {name: w.detach().abs() for part in parts for name, w in part.weights.items()}
+    ones = {name: torch.ones_like(w) for name, w in magnitudes.items()}
     if how == "obd":
         return merged(parts, _globally(parts, _saliency(run, parts, samples), say))
     generator = torch.Generator().manual_seed(derived_seed(run.training.seed, "greg"))
     chosen = {}
     for part in parts:
-        scores = part.sums(magnitudes)
+        scores = part.sums(magnitudes) / part.sums(ones)
         if how == "max":
             scores = -scores
         elif how == "random":
