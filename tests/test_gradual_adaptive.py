@@ -277,3 +277,11 @@ def test_what_cannot_be_is_refused_before_training(tmp_path: Path, options: dict
         train(tmp_path, **({"method": METHOD, "sparsity": 0.95} | options))
     assert words in error.value.message + error.value.hint
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trained_network_keeps_its_means_and_what_it_knows(tmp_path: Path) -> None:
+    base = train(tmp_path, epochs=8, batch_size=64)
+    after = prune(base.path, method="adaptive-sparsity", sparsity=0.5, method_arg=("mode=bs",), epochs=1, lr=0.005)
+    assert base.sidecar.metrics.last
+    assert after.sidecar.metrics.last
+    assert after.sidecar.metrics.last.values["top1"] > base.sidecar.metrics.last.values["top1"] - 0.03

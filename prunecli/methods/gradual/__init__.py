@@ -143,7 +143,10 @@ def _wrong_setting(name: str, kind: type[Any], arguments: Mapping[str, Any], pro
         return UsageError(f"--method {name}: {flag} is missing", f"add it: {flag}" + " 0.5" * (missing == "sparsity"))
     told = _properties(kind).get(key, {}).get("description")
     flag = f"--method-arg {key}={arguments[key]}: " if key in arguments else f"--{key.replace('_', '-')}: " * bool(key)
-    return UsageError(f"--method {name}: {flag}{reason}", f"{key} is the {told}" if told else "see README, Methods")
+    return UsageError(
+        f"--method {name}: {flag}{reason}",
+        f"{key}: {told}" if told else "README lists what it takes: Methods that prune while they train",
+    )
 
 
 def _properties(kind: type[Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ fixed instead: b from the Gaussian, or t from a binary search.
 
 The paper has bounds in weight units in some equations and in standard deviations in others: these are the latter
 throughout. From the authors' code, the paper being silent: bounds start at 0.6 of the share asked and stay within 0 to
-5, t has 1e-6 added, weights are moved to mean zero in every step, layers below 1000 weights stay dense, and the bounds'
-own SGD has a hundredth of the rate, the same momentum, no decay. The stray 1/N of equation 8 is dropped, and of the
+5, t has 1e-6 added, weights are moved to mean zero in every step (of a trained network, which that would break, only on
+request), layers below 1000 weights stay dense, and the bounds' own SGD has a hundredth of the rate, the same momentum,
+no decay. The stray 1/N of equation 8 is dropped, and of the
 code's one-sided budget the wrong sign is not taken over. Here alone: a budget counts what a layer has left, since
 trained weights are not Gaussian enough to attain it (`density=gaussian` is the paper's); its gradient is the paper's.
 """
@@ -26,15 +27,25 @@ from prunecli.allocate.patterns import share_of
 from prunecli.errors import DamagedError, TargetError
 from prunecli.methods.gradual.adaptive_setup import Settings, in_scope, limits, terms
 from prunecli.methods.gradual.bounds import TOLERANCE, bound_at, remaining, search
+from prunecli.methods.gradual.layers import is_new
 from prunecli.progress import Say
 from prunecli.surgery.structure import layer_of
-from prunecli.training import Hook, Run
+from prunecli.training import Hook, Run, State
+
+
+class Started(State):
+    """`centre`: are weights moved to mean zero?"""
+
+    centre: bool = True
+
 
 EVERY = 20  # steps between two counts for the status
 
 
 class Method(Hook):
     """Single weights of convolutions and linear layers; biases and normalisation stay dense."""
+
+    State = Started
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -43,6 +54,8 @@ class Method(Hook):
     def begin(self, run: Run, say: Say) -> None:
         settings = self.settings
         self.say, self.told, self.learned = say, "", settings.mode == "adaptive"
+        if not run.position:
+            self.state.centre = is_new(run) if settings.centre is None else settings.centre
         self.weights = in_scope(run, settings, say)
         self.parameters = list(self.weights.values())
         self.masks = [run.masks.get(name) for name in self.weights]
@@ -121,7 +134,7 @@ class Method(Hook):
         """W~ of every layer; moves W to mean zero, and in mode `bs` the bounds to where they cut the share."""
         dense = [w.data for w in self.parameters]
         means = torch.stack([w.sum() for w in dense]) / self.sizes
-        if self.settings.centre:
+        if self.state.centre:
             torch._foreach_sub_(dense, list(means))
             means = torch.zeros_like(means)
             for weight, mask in zip(dense, self.masks, strict=True):

@@ -43,7 +43,9 @@ class Settings(Target, frozen=True, kw_only=True):
     one_sided: Annotated[bool, Meta(description="choice of max(D - B, 0) as the loss of a budget")] = False
     limits: Annotated[str, Meta(description="table of least and largest shares: conv*=0.2..0.6,fc=..0.9")] = ""
     ste: Annotated[bool, Meta(description="straight-through estimator: removed weights get gradients")] = True
-    centre: Annotated[bool, Meta(description="shift of each layer to mean zero in every step")] = True
+    centre: Annotated[
+        bool | None, Meta(description="shift of each layer to mean zero in every step (default: of a new network)")
+    ] = None
     classifier: Annotated[bool, Meta(description="choice whether the last layer is sparsified too")] = True
     min_weights: Annotated[int, Meta(ge=1, description="size below which a layer stays dense")] = 1000
     bound_rate: Annotated[Positive, Meta(description="learning rate of bounds, as a factor of the run's")] = 0.01

@@ -27,3 +27,9 @@ def weights(run: Run, layers: Layers, *, biases: bool = False) -> dict[str, nn.P
         raise TargetError("nothing to prune: no weight is left", "drop --only or --skip")
     added = [f"{layer_of(name)}.bias" for name in chosen] if biases else []
     return chosen | {name: parameters[name] for name in added if name in parameters}
+
+
+def is_new(run: Run) -> bool:
+    """Did the run begin with weights that nobody has trained? To be asked at its beginning."""
+    steps = run.source.sidecar.history
+    return bool(steps) and steps[-1].command == "train" and not steps[-1].options.get("init")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prunecli.methods import METHODS
 from prunecli.methods.gradual import scales
+from prunecli.methods.gradual.layers import is_new
 from prunecli.methods.gradual.settings import Layers, Positive, Share
 from prunecli.methods.reach import Candidates, candidates, reach
 from prunecli.methods.remarks import caveats, remarks
@@ -62,7 +63,7 @@ class Method(Hook):
         if self.settings.only or self.settings.skip:
             behind = {member.tensor for group in groups.values() for member in group.members}
             self.gammas = {name: gamma for name, gamma in self.gammas.items() if name in behind}
-        if _is_new(run):
+        if not run.position and is_new(run):
             for gamma in self.gammas.values():
                 gamma.data.fill_(self.settings.gamma)
         self._choose(run, structure)  # a share that cannot go is refused now
@@ -107,12 +108,6 @@ class Method(Hook):
         found: Candidates = candidates(groups, scales.scores(run.network, groups), self.how, None)
         allocation = reach(Target(share=self.settings.sparsity or 0.0), found, self.how, structure, run.cost)
         return found.plan(allocation.widths), remarks(found, allocation, self.how)
-
-
-def _is_new(run: Run) -> bool:
-    """Is this the first step of weights that nobody has trained?"""
-    steps = run.source.sidecar.history
-    return run.position == 0 and bool(steps) and steps[-1].command == "train" and not steps[-1].options.get("init")
 
 
 def _silence(gammas: dict[str, nn.Parameter], structure: Structure, plan: Plan) -> None:
