@@ -182,7 +182,9 @@ def test_tensors_that_meet_a_number_of_channels_change_the_function(run: Callabl
 
 
 @pytest.mark.parametrize(
-    "number", [lambda n: -n, abs, lambda n: 2**n, lambda n: divmod(n, 3)[0], lambda n: n << 1], ids=str
+    "number",
+    [lambda n: -n, abs, lambda n: 2**n, lambda n: divmod(n, 3)[0], lambda n: n << 1],
+    ids=["negative", "absolute", "a power", "a quotient", "shifted"],
 )
 def test_numbers_computed_of_a_number_of_channels_change_the_function(number: Callable[[int], int]) -> None:
     network = Net(lambda n, x: n.fc((y := n.a(x)).mean((2, 3)) * number(y.shape[1])), a=nn.Conv2d(3, 8, 3),
