@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_help_explains_every_option_and_gives_a_real_example(command: str, capsy
     example = COMMANDS[command].example
     assert example.split()[:2] == ["prunecli", command]
     assert f"Example: prunecli {command}" in " ".join(text.split())
-    for field in COMMANDS[command].options.__dataclass_fields__.values():
+    for field in fields(COMMANDS[command].options):
         assert field.metadata["help"].strip(), field.name
 
 
