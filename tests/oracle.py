@@ -83,8 +83,11 @@ def check_dead(network: nn.Module, inputs: tuple[Any, ...], plan: Plan | None = 
 
 def check_saved(
     network: nn.Module, inputs: tuple[Any, ...], *, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> None:
-    """A cut network is the same after it was saved and loaded, and the record of the cut makes it of the dense one."""
+) -> nn.Module:
+    """A cut network is the same after it was saved and loaded, and the record of the cut makes it of the dense one.
+
+    Returns the network that was loaded.
+    """
     network = randomise(network, seed, dtype)
     inputs = tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
     structure, cut, again = trace(network, *inputs), copy.deepcopy(network), copy.deepcopy(network)
@@ -100,6 +103,7 @@ def check_saved(
     for train in (False, True):
         same(cut.train(train), again.train(train), inputs)
         same(cut.train(train), loaded.train(train), inputs)
+    return loaded
 
 
 _dense: dict[str, nn.Module] = {}

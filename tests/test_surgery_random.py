@@ -31,15 +31,20 @@ def few(examples: int) -> settings:
 
 @pytest.mark.parametrize("inputs", STARTS, ids="-".join)
 def test_any_network_and_any_plan(inputs: tuple[str, ...]) -> None:
+    refused = []
+
     @few(35)
     @given(programs(inputs), st.integers(0, 999))
     def run(program: Program, seed: int) -> None:
-        check(program, seed)
+        refused.append(check(program, seed).refused is not None)
 
     run()
+    assert refused.count(True) <= len(refused) // 10  # a plan may be refused, with the reason, but not most of them
 
 
 @few(40)
 @given(st.sampled_from(STARTS).flatmap(programs), st.integers(0, 999))
 def test_any_cut_network_can_be_saved_and_loaded(program: Program, seed: int) -> None:
-    oracle.check_saved(Network(program), inputs_of(program, 2), seed=seed)
+    network = Network(program)
+    loaded = oracle.check_saved(network, inputs_of(program, 2), seed=seed)
+    assert loaded.state_dict().keys() == network.state_dict().keys()

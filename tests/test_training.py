@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradual import KillAt, Killed
 
 import prunecli
 from prunecli import checkpoint as checkpoints
@@ -25,22 +26,6 @@ from prunecli.reporting.lineage import chain
 TRAIN = TrainOptions(
     arch="lenet5", data="digits", epochs=2, batch_size=256, keep="0,1", threads=1, output="x.safetensors", augment=True
 )
-
-
-class Killed(Exception):
-    """Stands for a process that dies."""
-
-
-class KillAt(Silent):
-    """Dies after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def status(self, text: str) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
 
 
 def pair(path: Path) -> tuple[bytes, bytes]:

@@ -9,6 +9,7 @@ pruned filters has reached 1000, and the K_s steps begin there. Weights alone ar
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Annotated, Literal
 
 import torch
@@ -55,7 +56,7 @@ class State(hook.State):
     held: int | None = None
 
 
-class Growing(Hook):
+class Growing(Hook, ABC):
     """What is to go is in `tensors["pruned"]`, by weight, once it is picked."""
 
     State = State
@@ -66,13 +67,13 @@ class Growing(Hook):
         self.growth = settings
 
     @property
+    @abstractmethod
     def increments(self) -> int:
         """How often the penalty grows until it has reached tau."""
-        raise NotImplementedError
 
+    @abstractmethod
     def factor(self, increments: int) -> float:
         """lambda after so many increments."""
-        raise NotImplementedError
 
     def scope(self, run: Run, say: Say) -> list[Part]:
         """The parts to work on, the same when a run begins and when it goes on."""
