@@ -1,4 +1,7 @@
-"""LeNet-5 for 32 x 32 digits: PGP's, and SWD's with a second branch. PyTorch's default initialisation."""
+"""LeNet-5 for 32 x 32 digits: PGP's, and SWD's with a second branch. PyTorch's default initialisation.
+
+ReLU after max pooling gives the same values and gradients as before it, of a quarter of the elements.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,15 @@ class LeNet5(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes] of images [N, C, 32, 32]."""
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # 6 x 14 x 14
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # 6 x 14 x 14
         x = self.middle(x)  # 16 x 5 x 5
         x = F.relu(self.conv3(x))  # 120 x 1 x 1
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc2(x)  # type: ignore[no-any-return]
 
     def middle(self, x: Tensor) -> Tensor:
-        """The second stage: convolution, ReLU, pooling."""
-        return F.max_pool2d(F.relu(self.conv2(x)), 2)
+        """The second stage: convolution, pooling, ReLU."""
+        return F.relu(F.max_pool2d(self.conv2(x), 2))
 
 
 class BranchedLeNet5(LeNet5):
@@ -41,7 +44,7 @@ class BranchedLeNet5(LeNet5):
 
     def middle(self, x: Tensor) -> Tensor:
         """Both branches of the second stage, added after pooling."""
-        return super().middle(x) + F.max_pool2d(F.relu(self.conv2_branch(x)), 2)
+        return super().middle(x) + F.relu(F.max_pool2d(self.conv2_branch(x), 2))
 
 
 def lenet5(*, num_classes: Classes = 10, in_channels: Channels = 1) -> nn.Module:
