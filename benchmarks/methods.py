@@ -59,6 +59,7 @@ class Case:
     batch: int
     augment: bool
     block: int
+    arguments: tuple[tuple[str, str], ...] = ()
 
 
 CASES = (
@@ -66,6 +67,8 @@ CASES = (
     Case("resnet20", "cifar10", 128, augment=True, block=10),
     Case("resnet56", "cifar10", 128, augment=True, block=5),
 )
+# RPGP's ResNet-56: channels that a shortcut without weights appends cannot be cut
+WIDTH = replace(CASES[-1], arguments=(("shortcut", "projection"),))
 
 
 class Loop:
@@ -103,7 +106,7 @@ class Loop:
 def loop(case: Case, source: Dataset, device: str, method: str | None = None, **settings: Any) -> Loop:
     """A run of a new network with `method` at work, of 100 epochs or as many as that takes. Raises `PruneError`."""
     torch.manual_seed(0)
-    network = models.build(case.arch, {})
+    network = models.build(case.arch, dict(case.arguments))
     options = TrainOptions(
         arch=case.arch, data="x", output="x.safetensors", epochs=100, batch_size=case.batch, augment=case.augment,
         lr=0.01,
@@ -115,8 +118,8 @@ def loop(case: Case, source: Dataset, device: str, method: str | None = None, **
         hook = gradual.hook(described.method) or hook
         described.epochs = hook.epochs(source.train.steps(case.batch)) or described.epochs
     sidecar = Sidecar(
-        arch=Arch(name=case.arch), data=source.info, cost=cost(network, torch.zeros(1, *source.info.shape)),
-        training=described, optimizer=optimizer,
+        arch=Arch(name=case.arch, args=dict(case.arguments)), data=source.info, training=described, optimizer=optimizer,
+        cost=cost(network, torch.zeros(1, *source.info.shape)),
     )  # fmt: skip
     return Loop(start(Checkpoint(dict(network.state_dict()), sidecar), source, Execution(device=device), hook))
 
@@ -180,18 +183,29 @@ def overhead(case: Case, source: Dataset, method: str, device: str, epoch: int, 
     )
 
 
-def width(case: Case, source: Dataset, pruned: float, device: str, epoch: int, epochs: int) -> str:
-    """The time of a run with RPGP beside that of a plain one, `epochs` long, from three steps of every epoch."""
+def width(case: Case, source: Dataset, pruned: float, device: str, epoch: int, epochs: int, every: int) -> str:
+    """The time of a run with RPGP beside that of a plain one, `epochs` long, from three steps of `every` epoch-th.
+
+    Others are a step of two images long: how many filters go after an epoch follows from its number alone.
+    """
     mine, plain = loop(case, source, device, "rpgp", sparsity=pruned), loop(case, source, device)
     mine.run.training.epochs = epochs
     ratios, busy, after = [], [], []
-    for _ in range(epochs):
-        pairs = [(mine.step(), plain.step()) for _ in range(TIMED + 1)][1:]  # the first of a width is slower
-        sums = torch.tensor(pairs, dtype=torch.float64).sum(0)
-        (mine_s, mine_busy), (plain_s, plain_busy) = sums.tolist()
-        ratios.append(mine_s / plain_s)
-        busy.append(mine_busy / plain_busy)
-        after.append(mine.after_epoch() * TIMED / (plain_s * epoch))
+    for number in range(epochs):
+        timed = number % every == every // 2
+        if timed:
+            pairs = [(mine.step(), plain.step()) for _ in range(TIMED + 1)][1:]  # the first of a width is slower
+            sums = torch.tensor(pairs, dtype=torch.float64).sum(0)
+            (mine_s, mine_busy), (plain_s, plain_busy) = sums.tolist()
+            ratios.append(mine_s / plain_s)
+            busy.append(mine_busy / plain_busy)
+        else:
+            mine.run.training.batch_size = 2
+            mine.step()
+            mine.run.training.batch_size = case.batch
+        seconds = mine.after_epoch()
+        if timed:
+            after.append(seconds * TIMED / (plain_s * epoch))
     share, later = statistics.mean(ratios), statistics.mean(after)
     processor = f"{statistics.mean(busy):.2f}" if device == "cpu" else ""
     return (
@@ -221,27 +235,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--block", type=int, help="steps of each in a round (default: 100, 10 or 5 by network)")
     parser.add_argument("--width", action="store_true", help="the time of RPGP's run beside a plain one")
-    parser.add_argument("--epochs", type=int, default=20, help="of --width")
+    parser.add_argument("--epochs", type=int, default=500, help="of --width; the paper's 500 for ResNet-56")
+    parser.add_argument("--every", type=int, default=20, help="of --width: one in so many epochs is timed")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     on = torch.cuda.get_device_name() if given.device.startswith("cuda") else f"CPU, {given.threads} threads"
     print(f"{on}, torch {torch.__version__}, batches of 128\n")
-    if given.width:
-        print("| network | pruned | steps | processor | after epochs | run of plain | limit | last epoch's step |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    else:
-        print("| network | method | plain step | step | processor | after epoch | overhead | limit |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    (widths if given.width else overheads)(given)
+
+
+def widths(given: argparse.Namespace) -> None:
+    """The table of `--width`."""
+    print("| network | pruned | steps | processor | after epochs | run of plain | limit | last step |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    source = opened(WIDTH, given.cifar10)
+    epoch = source.train.steps(WIDTH.batch)
+    for share in WIDTH_LIMITS:
+        print(width(WIDTH, few(source, WIDTH), share, given.device, epoch, given.epochs, given.every), flush=True)
+
+
+def overheads(given: argparse.Namespace) -> None:
+    """The table of methods."""
+    print("| network | method | plain step | step | processor | after epoch | overhead | limit |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for case in CASES:
         if case.arch not in given.only.split(","):
             continue
         case = replace(case, block=given.block or case.block)
         source = opened(case, getattr(given, case.source))
         epoch = source.train.steps(case.batch)
-        if given.width:
-            for share in WIDTH_LIMITS if case.arch == "resnet56" else ():
-                print(width(case, few(source, case), share, given.device, epoch, given.epochs), flush=True)
-            continue
         for method in given.methods.split(","):
             print(overhead(case, source, method, given.device, epoch, given.rounds), flush=True)
             gc.collect()
