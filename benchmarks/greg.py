@@ -122,7 +122,7 @@ def table(rows: list[dict[str, float]]) -> str:
         "# GReg-1 against one-shot L1 pruning",
         "",
         f"LeNet-5 on the first {TRAIN:,} images of MNIST; {SPARSITY:.0%} of the filters of conv2 and conv3 go, those",
-        "of smallest L1 norm (GReg leaves the stem alone). Both ways train the base for as many epochs at the same rates:",
+        "of smallest L1 norm (GReg leaves the stem alone). Both train the base for as many epochs at the same rates:",
         f"GReg-1 for the time that its penalty grows and acts (`{GROWTH}`),",
         f"one-shot L1, cut beforehand, as long at that rate; then `finetune {TUNING}`.",
         "Top-1 in % after the last epoch; made by `benchmarks/greg.py`.",
