@@ -39,9 +39,8 @@ MORE = 20  # epochs of fine-tuning
 
 Case = tuple[str, int, int]  # method, rate in %, seed
 CASES: list[Case] = [
-    *((method, 50, 0) for method in ("rpgp", "psfp", "pgp", "l1")),
+    *((method, rate, 0) for rate in (50, 70, 30) for method in ("rpgp", "psfp", "pgp", "l1")),
     *((method, 50, seed) for seed in (1, 2) for method in ("rpgp", "psfp")),
-    *((method, rate, 0) for rate in (70, 30) for method in ("rpgp", "psfp", "pgp", "l1")),
 ]
 
 
