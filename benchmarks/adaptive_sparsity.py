@@ -24,25 +24,36 @@ LENET: dict[str, Any] = {"arch": "lenet5", "epochs": 8}
 RESNET: dict[str, Any] = {"arch": "resnet20", "arch_arg": ("width=4",), "epochs": 3}
 LONGER = LENET | {"epochs": 14}
 LEARNED = ("strength=50", "bound_rate=0.1")  # for runs of some hundred steps
-ONE_SIDED = ("strength=10", "bound_rate=0.02", "one_sided=true")  # a slope that does not fall towards the budget
+GENTLE = LENET | {"epochs": 28, "lr": 0.01}
+ONE_SIDED = ("strength=0.4", "bound_rate=5", "one_sided=true")  # the task's gradient has to outweigh the overshoot
 ALL, ONE = (0.5, 0.85, 0.95), (0.85,)
 MODES: dict[str, tuple[dict[str, Any], tuple[float, ...], tuple[str, ...]]] = {
     "binary search": (LENET, ALL, ("mode=bs",)),
     "budget, two-sided": (LONGER, ALL, LEARNED),
-    "budget, one-sided": (LONGER, ALL, ONE_SIDED),
+    "budget, one-sided": (GENTLE, ALL, ONE_SIDED),
     "budget, `density=gaussian`": (LONGER, ONE, (*LEARNED, "density=gaussian")),
     "Gaussian": (RESNET, ALL, ("mode=ga", "min_weights=500")),
     "Gaussian without straight-through estimator": (RESNET, ONE, ("mode=ga", "min_weights=500", "ste=false")),
 }
 
 TEXT = """\
-From scratch on the digits, SGD with momentum at 0.05, batches of 64, one seed; ResNet-20 of width 4, initialised
-normally, and LeNet-5, initialised uniformly. The share is of the weights that have a bound. A one-sided budget asks
-for no less than the share and does not pull back.
+From scratch on the digits, SGD with momentum at 0.05 (one-sided budget: 0.01), batches of 64, one seed; ResNet-20 of
+width 4, initialised normally, and LeNet-5, initialised uniformly. The share is of the weights that have a bound.
 
 The settings of learned bounds were chosen after others on the same data. Two-sided, `strength=20 bound_rate=0.2`, 8
-epochs: 50.02, 85.01 and 95.38 % went, at top-1 97.8, 89.7 and 23.6 %. One-sided with it: 91.4, 97.5 and 98.8 %, top-1
-88.1, 12.8 and 10.3 %; one-sided, `strength=2 bound_rate=0.1`, 14 epochs: 82.1, 89.3 and 95.0 %.
+epochs: 50.02, 85.01 and 95.38 % went, at top-1 97.8, 89.7 and 23.6 %.
+
+A one-sided loss max(D - B, 0) pushes bounds up as long as too much is left, and never down. Two things carry the
+share past the budget. The bounds' momentum of 0.9: nine times the last step is still to come when the loss is off.
+And the weights: uniform at first (kurtosis 1.9), heavy-tailed after an epoch (5 to 8), so that more of them lie below
+the same bound; at learning rate 0.05 and `strength=10 bound_rate=0.02`, 58 % were gone after the first epoch of a run
+that asked for 50 %, 79 % after the second, while the bounds rose by a fifth, and 80.8 % at the end (85 % asked: 88.6;
+95 %: 95.0). What brings a share back is the task's gradient by the bounds alone, 0.001 to 0.02 here, where the slope
+of the loss at strength 10 is 3 to 6 in the largest layer. So a one-sided budget is met where strength is of the size
+of the task's gradient, `bound_rate` large enough that this moves bounds within the run, and the run long enough for
+both: at learning rate 0.01 and 28 epochs, `strength=0.5 bound_rate=3` gave 50.9, 85.0 and 95.0 % (seeds 1 and 2:
+50.7, 85.0, 95.0 and 51.2, 85.0, 95.0), `strength=0.1 bound_rate=3` 50.0, 85.0 and 89.4 % (too weak for 95), and
+`strength=1 bound_rate=1` 61.3, 85.0 and 95.0 % (too strong for 50).
 
 | mode | `--method-arg` | network | asked | went | points off | top-1 after |
 | --- | --- | --- | ---: | ---: | ---: | ---: |"""
@@ -68,8 +79,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for name, (network, shares, arguments) in MODES.items():
-        recipe = network | {"epochs": network["epochs"] * options.factor}
-        recipe |= {"data": "digits", "lr": 0.05, "batch_size": 64}
+        recipe = {"data": "digits", "lr": 0.05, "batch_size": 64} | network
+        recipe["epochs"] *= options.factor
         for share in shares:
             begun = time.perf_counter()
             found, accuracy = measure(share, arguments, recipe)

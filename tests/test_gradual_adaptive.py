@@ -285,3 +285,20 @@ def test_a_trained_network_keeps_its_means_and_what_it_knows(tmp_path: Path) -> 
     assert base.sidecar.metrics.last
     assert after.sidecar.metrics.last
     assert after.sidecar.metrics.last.values["top1"] > base.sidecar.metrics.last.values["top1"] - 0.03
+
+
+def test_a_weak_one_sided_budget_is_met_since_the_task_pulls_back(tmp_path: Path) -> None:
+    arguments = ("strength=0.1", "bound_rate=3", "one_sided=true")
+    found = train(tmp_path, method=METHOD, sparsity=0.5, method_arg=arguments, epochs=14, batch_size=64, lr=0.01)
+    shares = [1 - log.method["density"] for log in found.sidecar.metrics.curve]
+    assert max(shares) > 0.515  # it went past it
+    assert shares[-1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_one_sided_budget_that_took_too_much_is_told(tmp_path: Path) -> None:
+    run, said = live(tmp_path, METHOD, {"one_sided": True}, {"sparsity": 0.5}), list[str]()
+    run.hook.say = said.append
+    run.hook.bounds.fill_(1.5)
+    run.hook.end(run)
+    (warning,) = said
+    assert "beside the 50.0% that were asked: a one-sided budget does not pull back" in warning

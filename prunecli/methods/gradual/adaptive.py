@@ -107,8 +107,10 @@ class Method(Hook):
         run.mask(kept)
         for term in self.terms:
             over = float(term.over(self._left(sparse) / self.sizes)) if term.budget is not None else 0.0
-            if over > 0.01 or (over < -0.01 and not term.one_sided):
+            if abs(over) > 0.01:
                 way = "raise strength or bound_rate, or train longer" if self.learned else "choose mode=bs"
+                if term.one_sided and over < 0:  # then the task's gradient alone moves bounds down
+                    way = "a one-sided budget does not pull back: lower strength (0.4) and raise bound_rate (5)"
                 self.say(f"warning: {over:+.1%} is left beside the {term.budget:.1%} that were asked: {way}")
 
     def numbers(self, run: Run) -> dict[str, float]:

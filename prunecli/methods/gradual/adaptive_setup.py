@@ -40,7 +40,9 @@ class Settings(Target, frozen=True, kw_only=True):
     ] = "counted"
     strength: Annotated[Positive, Meta(description="factor lambda of the sparsity loss")] = 10.0
     strength_macs: Annotated[Positive, Meta(description="factor lambda of the loss of --max-macs")] | None = None
-    one_sided: Annotated[bool, Meta(description="choice of max(D - B, 0) as the loss of a budget")] = False
+    one_sided: Annotated[
+        bool, Meta(description="choice of max(D - B, 0) as the loss of a budget, which does not pull back")
+    ] = False
     limits: Annotated[str, Meta(description="table of least and largest shares: conv*=0.2..0.6,fc=..0.9")] = ""
     ste: Annotated[bool, Meta(description="straight-through estimator: removed weights get gradients")] = True
     centre: Annotated[
