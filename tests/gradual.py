@@ -17,13 +17,27 @@ from prunecli.methods import gradual
 from prunecli.options.prune import PruneOptions
 from prunecli.options.shared import Execution
 from prunecli.options.train import TrainOptions
-from prunecli.progress import Silent
+from prunecli.progress import Say, Silent, silent
 from prunecli.training import Hook, Run
 from prunecli.training.run import start
 
 
 class Killed(Exception):
     """Stands for a process that dies."""
+
+
+class Listening(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.statuses: list[str] = []
+
+    def __call__(self, text: str) -> None:
+        self.lines.append(text)
+
+    def status(self, text: str) -> None:
+        self.statuses.append(text)
 
 
 class KillAt(Silent):
@@ -38,20 +52,20 @@ class KillAt(Silent):
             raise Killed
 
 
-def train(folder: Path, **options: Any) -> Checkpoint:
+def train(folder: Path, say: Say = silent, **options: Any) -> Checkpoint:
     """What `train` writes, of a small network on the digits."""
     small = {"arch": "lenet5", "data": "digits", "epochs": 2, "batch_size": 256, "lr": 0.05, "threads": 1}
     path = folder / "x.safetensors"
-    prunecli.train(TrainOptions(**({"output": str(path)} | small | options)))
+    prunecli.train(TrainOptions(**({"output": str(path)} | small | options)), say)
     return checkpoints.load(path)
 
 
-def prune(source: Path, **options: Any) -> Checkpoint:
+def prune(source: Path, say: Say = silent, **options: Any) -> Checkpoint:
     """What `prune` writes, of a checkpoint."""
     small = {"epochs": 2, "batch_size": 256, "lr": 0.05, "threads": 1}
     output = {"output": str(source.with_name("pruned.safetensors"))}
     made = PruneOptions(checkpoint=str(source), **(output | small | options))
-    prunecli.prune(made)
+    prunecli.prune(made, say)
     return checkpoints.load(made.output)
 
 

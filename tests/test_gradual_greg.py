@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gradual import KillAt, Killed, check_resumed, gradients, live, prune, train
+from gradual import KillAt, Killed, Listening, check_resumed, gradients, live, prune, train
 from torch import Tensor
 
 import prunecli
@@ -175,9 +176,11 @@ def test_filters_have_vanished_before_they_are_removed_and_accuracy_stays(tmp_pa
     train(tmp_path, epochs=6, batch_size=64, lr=0.02)
     arguments = ("delta=0.02", "tau=10", "k_u=1", "k_s=20")
     made = prune(
-        tmp_path / "x.safetensors", method="greg1", sparsity=0.5, epochs=None, batch_size=64, lr=0.02,
-        method_arg=arguments,
+        tmp_path / "x.safetensors", say := Listening(), method="greg1", sparsity=0.5, epochs=None, batch_size=64,
+        lr=0.02, method_arg=arguments,
     )  # fmt: skip
+    assert not any("small" in line for line in say.lines)
+    assert float(re.search(r"outputs within (\S+)%", say.lines[-1])[1]) < 0.5
     metrics = made.sidecar.metrics
     told, before = metrics.curve[-1].method, metrics.curve[-1].score
     assert told["pruned_norm"] < told["kept_norm"] / 1000
@@ -199,6 +202,13 @@ def test_filters_have_vanished_before_they_are_removed_and_accuracy_stays(tmp_pa
     )
     tuned = checkpoints.load(tmp_path / "f.safetensors")
     assert tuned.weights["conv2.weight"].shape == made.weights["conv2.weight"].shape
+
+
+def test_filters_that_have_not_vanished_are_named_at_their_removal(tmp_path: Path) -> None:
+    train(tmp_path, say := Listening(), method="greg1", sparsity=0.3, method_arg=FAST_ARG)
+    warning, pruned = say.lines[-2:]
+    assert re.search(r"not yet small beside what stays: conv2 \(1/\d.*\), conv3 .*k_s", warning)
+    assert float(re.search(r"outputs within (\S+)%", pruned)[1]) > 0.5
 
 
 def test_single_weights_are_masked_in_all_layers_but_the_first(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from gradual import check_resumed, live, prune, train
+from gradual import Listening, check_resumed, live, prune, train
 
 from prunecli.errors import PruneError
 from prunecli.methods.gradual import psfp
@@ -126,6 +127,15 @@ def test_the_curve_of_pgp_clears_all_of_a_weak_filter(tmp_path: Path) -> None:
     assert zeros(run, "layer1.0.conv2.weight", 1) == gone
     run.hook.end(run)
     assert run.network.get_parameter("layer1.0.conv2.weight").shape == (4, 2, 3, 3)
+
+
+def test_constants_that_borders_make_approximate_are_told(tmp_path: Path) -> None:
+    run = live(tmp_path, "sfp", {}, {"sparsity": 0.5}, **RESNET)
+    run.network.get_parameter("layer1.0.bn1.bias").data.fill_(1.0)
+    run.hook.say = Listening()
+    run.hook.end(run)
+    (warning,) = run.hook.say.lines
+    assert re.search(r"folded constants are approximate at the borders .*: layer1.0.conv2 \(\d+%\);", warning)
 
 
 def test_in_residual_stages_layers_choose_alone_and_projections_are_left(tmp_path: Path) -> None:

@@ -8,21 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from gradual import check_resumed, gradients, live, prune, train
+from gradual import Listening, check_resumed, gradients, live, prune, train
 
 from prunecli.checkpoint import unpack_mask
 from prunecli.errors import UsageError
-from prunecli.progress import Silent
-
-
-class Listening(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def __call__(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_the_penalty_is_a_mu_w_on_exactly_the_smallest_weights(tmp_path: Path) -> None:

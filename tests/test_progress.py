@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gradual import Listening
 
 import prunecli
 from prunecli.options.train import TrainOptions
-from prunecli.progress import Silent, Stderr, short
+from prunecli.progress import Stderr, short
 
 
 @pytest.mark.parametrize("columns", [60, 100])
@@ -36,20 +37,6 @@ def test_numbers_are_short() -> None:
     assert [short(n) for n in (0, 0.00123456, 0.897, 12, 999.4, 999.6, 61_706, 416_520, 1.2e9, 2e-9)] == [
         "0", "0.00123", "0.897", "12", "999", "1k", "61.7k", "417k", "1.2G", "2e-09",
     ]  # fmt: skip
-
-
-class Listening(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.statuses: list[str] = []
-
-    def __call__(self, text: str) -> None:
-        self.lines.append(text)
-
-    def status(self, text: str) -> None:
-        self.statuses.append(text)
 
 
 def test_a_run_with_a_method_tells_sparsity_macs_and_penalty_in_short_lines(tmp_path: Path) -> None:

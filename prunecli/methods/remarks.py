@@ -64,11 +64,12 @@ def shortfall(found: Candidates, allocation: Allocation, how: Units) -> str | No
 
 def caveats(folded: Folded) -> list[str]:
     """Where folding is not exact, and where there was none."""
-    notes = [f"--compensate left {listed(layers)} alone: {why}" for why, layers in by_reason(folded.refused).items()]
+    refused = by_reason(folded.refused).items()
+    notes = [f"constants are not folded into {listed(layers)}: {why}" for why, layers in refused]
     if folded.approximate:
         shown = [f"{layer} ({error:.0%})" for layer, error in folded.approximate.items()]
         notes.append(
-            f"--compensate is approximate at the borders of what these read, with padding: {listed(shown)}; by at most "
-            "so much of what was folded"
+            f"folded constants are approximate at the borders of what these read, with padding: {listed(shown)}; by at "
+            "most so much of what was folded"
         )
     return notes

@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunecli import tasks
 from prunecli.data import Split
+
+BATCH = 512  # examples
 
 
 def evaluate(
@@ -16,7 +18,7 @@ def evaluate(
     split: Split,
     *,
     device: str = "cpu",
-    batch_size: int = 512,
+    batch_size: int = BATCH,
     precision: str = "fp32",
     task: str = "classification",
 ) -> dict[str, float]:
@@ -35,6 +37,18 @@ def evaluate(
     finally:
         network.train(was_training)
     return judge.scores(totals.tolist())
+
+
+def first_outputs(network: nn.Module, split: Split, *, device: str, precision: str) -> Tensor:
+    """What `network` makes of the first 512 examples in eval mode, [N, ...]; its mode is restored."""
+    was_training = network.training
+    network.eval()
+    try:
+        x, _ = next(iter(split.batches(BATCH, order=None, device=device)))
+        with torch.inference_mode(), autocast(precision, device):
+            return network(x).float()  # type: ignore[no-any-return]
+    finally:
+        network.train(was_training)
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[object]:

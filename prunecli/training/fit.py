@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from prunecli.checkpoint import Checkpoint
 from prunecli.data import Dataset, Order, Split
 from prunecli.errors import Interrupted, PruneError
 from prunecli.options import Execution
 from prunecli.progress import Say, short, silent
 from prunecli.sidecar import EpochLog, Method, Score
-from prunecli.training.evaluate import autocast, evaluate
+from prunecli.training.evaluate import autocast, evaluate, first_outputs
 from prunecli.training.hook import Hook
 from prunecli.training.interrupt import Signals
 from prunecli.training.run import Run, start
@@ -122,13 +124,22 @@ def _score(run: Run) -> str:
 
 def _end(run: Run, say: Say) -> None:
     """Let the method finish its work, and score what is left: the best epoch was of another network."""
+    whole = _outputs(run)
     run.hook.end(run)
     run.hook, run.training.method = Hook(), Method()
     scores = _evaluate(run, run.data.val or run.data.test)
     before = run.metrics.last.values if run.metrics.last else scores
     run.metrics.last = run.metrics.best = Score(epoch=run.training.epoch, values=scores)
     shown = "  ".join(f"{name} {before[name]:.4f} -> {value:.4f}" for name, value in scores.items())
-    say("  ".join(["pruned", shown, *(f"{name} {short(value)}" for name, value in run.sums().items())]))
+    change = f"outputs within {100 * float((_outputs(run) - whole).abs().max() / whole.abs().max()):.2g}%"
+    say("  ".join(["pruned", shown, change, *(f"{name} {short(value)}" for name, value in run.sums().items())]))
+
+
+def _outputs(run: Run) -> Tensor:
+    """What the network, as it is scored, makes of some held-out examples."""
+    with run.hook.evaluating(run):
+        split, device = run.data.val or run.data.test, str(run.device)
+        return first_outputs(run.network, split, device=device, precision=run.training.precision)
 
 
 def _evaluate(run: Run, split: Split) -> dict[str, float]:

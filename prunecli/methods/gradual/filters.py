@@ -17,6 +17,7 @@ from prunecli.errors import TargetError
 from prunecli.methods.gradual.settings import Target
 from prunecli.methods.groups import Wanted, choose
 from prunecli.methods.outcome import left_alone
+from prunecli.methods.remarks import caveats
 from prunecli.progress import Say
 from prunecli.surgery import Group, Member, Plan, Structure
 from prunecli.surgery.compensate import compensate
@@ -155,11 +156,11 @@ def zero(run: Run, gone: Mapping[Axis, Tensor]) -> None:
             values.mul_(kept)
 
 
-def remove(run: Run, gone: Mapping[Axis, Tensor]) -> None:
+def remove(run: Run, gone: Mapping[Axis, Tensor], say: Say) -> None:
     """Take slices of weights away for good, by axis: bool [axis length].
 
     Units of which nothing is left are cut, and the constants that they add (a batch norm of zeros) folded into what
-    reads them; of other units the slices are masked. A group keeps one unit.
+    reads them, which is not always exact (said); of other units the slices are masked. A group keeps one unit.
     """
     zero(run, gone)
     structure = run.structure()
@@ -186,5 +187,6 @@ def remove(run: Run, gone: Mapping[Axis, Tensor]) -> None:
         }
     )
     if any(len(kept) < structure.by_key[key].units for key, kept in plan.kept.items()):
-        compensate(run.network, structure, plan, run.examples())
+        for note in caveats(compensate(run.network, structure, plan, run.examples())):
+            say(f"warning: {note}")
         run.shrink(structure, plan)

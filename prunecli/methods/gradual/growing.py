@@ -20,12 +20,14 @@ from prunecli.errors import UsageError
 from prunecli.methods.gradual.filters import remove
 from prunecli.methods.gradual.parts import Part, filter_parts, pick, weight_parts
 from prunecli.methods.gradual.settings import Positive, Target
+from prunecli.methods.outcome import listed
 from prunecli.progress import Say, silent
 from prunecli.surgery.structure import layer_of
 from prunecli.training import Hook, Run, hook
 
 MOVING = 0.9  # what a moving ratio keeps of itself
 FEW = 32  # layers of which each is logged
+SMALL = 100.0  # times larger what stays is, in mean |w|, than what may go without a word
 TINY = 1e-30  # in place of a norm of 0
 Steps = Annotated[int, Meta(ge=1)]
 
@@ -97,6 +99,7 @@ class Growing(Hook, ABC):
         return math.ceil((self.growth.k_u * self.increments + self.growth.k_s) / steps)
 
     def begin(self, run: Run, say: Say) -> None:
+        self.say = say
         if _done(run) == 0:
             self._check_length(run)
             _warn_of_instability(run, self.growth.tau, say)
@@ -119,11 +122,17 @@ class Growing(Hook, ABC):
             run.training.epochs = run.training.epoch + 1  # the penalty has done its work
 
     def end(self, run: Run) -> None:
+        ratios = {layer_of(name): _ratio(*pair) for name, pair in self._norms(self.pruned).items()}
+        if large := [f"{layer} (1/{ratio:.3g})" for layer, ratio in ratios.items() if ratio < SMALL]:
+            self.say(
+                f"warning: mean |w| of what goes is not yet small beside what stays: {listed(large)}; let the penalty "
+                "act longer (--method-arg k_s=...) or more strongly (tau, delta)"
+            )
         if self.growth.structure == "weights":
             run.mask({name: ~mask for name, mask in self.pruned.items()})
             return
         members = [member for part in self.parts for member in part.members if member.tensor in self.pruned]
-        remove(run, {(m.tensor, m.axis): self.pruned[m.tensor].flatten() for m in members})
+        remove(run, {(m.tensor, m.axis): self.pruned[m.tensor].flatten() for m in members}, self.say)
 
     def numbers(self, run: Run) -> dict[str, float]:
         norms = self._norms(self.pruned or pick(run, self.parts, "l1", 0, silent))

@@ -38,6 +38,7 @@ class Method(Hook):
         self.settings = settings
 
     def begin(self, run: Run, say: Say) -> None:
+        self.say = say
         found = filters(run, self.settings, say).values()
         self.filters = [f for f in found if self.settings.outputs or f.projection is None]
         if not self.filters:
@@ -49,7 +50,7 @@ class Method(Hook):
         self.soften(run, run.training.epoch + 1)
 
     def end(self, run: Run) -> None:
-        remove(run, self.weakest(run, 1.0))
+        remove(run, self.weakest(run, 1.0), self.say)
 
     def soften(self, run: Run, epoch: int) -> None:
         """Set what is weakest after `epoch` epochs to zero."""
