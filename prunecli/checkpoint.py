@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunecli import encoding, files, models
 from prunecli.errors import DamagedError, PruneError, UsageError
+from prunecli.models.absent import Nothing, check_absent, leave_out
 from prunecli.models.unfilled import unfilled
 from prunecli.sidecar import Arch, Array, DType, Mask, Sidecar
 from prunecli.tensorfile import CODES, RawTensor
@@ -195,10 +196,38 @@ def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", trust: 
     """
     arch, path = checkpoint.sidecar.arch, checkpoint.path or "checkpoint"
     network = _dense(arch, trust, path)
+    if checkpoint.sidecar.surgery.absent:
+        _take_away(network.eval(), checkpoint, path)
     _set_attributes(network, checkpoint.sidecar.surgery.attributes, path)
     _assign(network, checkpoint, path)
     _cut_unstored(network, checkpoint, path)
     return network.to(device).eval()
+
+
+def _take_away(network: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
+    """Leave out the modules that the sidecar says are absent. Untrusted: the network must still put something out."""
+    absent = checkpoint.sidecar.surgery.absent
+    check_absent(network, checkpoint.sidecar.surgery)
+    device = next((tensor.device for tensor in network.parameters()), None)
+    example = torch.zeros(1, *checkpoint.sidecar.cost.input, device=device)
+    before = _output(network, example)
+    leave_out(network, absent)
+    after = _output(network, example)
+    if isinstance(after, Exception) and isinstance(before, Exception):
+        return  # it asks for values, which there are none of yet
+    if isinstance(after, Exception | Nothing):
+        why = f"does not run: {type(after).__name__}: {after}" if isinstance(after, Exception) else "has no output"
+        message = f"{path}: without {', '.join([*absent][:3])} the network {why.partition(chr(10))[0]}"
+        raise DamagedError(message, "the sidecar was changed by hand")
+
+
+def _output(network: nn.Module, example: Tensor) -> Any:
+    """What the network puts out, or the error that it raises."""
+    with torch.no_grad():
+        try:
+            return network(example)
+        except Exception as error:  # of any kind: it is the network's own code that runs
+            return error
 
 
 def _dense(arch: Arch, trust: Collection[str], path: str | Path) -> nn.Module:

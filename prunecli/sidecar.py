@@ -14,16 +14,20 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
+
+from prunecli.cuts import Count as Count
+from prunecli.cuts import Gone as Gone
+from prunecli.cuts import IndexSet as IndexSet
+from prunecli.cuts import Name, Strict
+from prunecli.cuts import Shape as Shape
+from prunecli.cuts import Surgery as Surgery
 
 FORMAT: Final = 1
 MAX_EXAMPLE: Final = 2**28  # elements: examples are made of this shape, so it bounds what a sidecar can ask for
 
-Count = Annotated[int, Meta(ge=0, le=2**53)]
-Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 FileName = Annotated[str, Meta(pattern=r"^[^/\\\x00]{1,255}$")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-Shape = Annotated[list[Annotated[int, Meta(ge=0, le=2**40)]], Meta(max_length=16)]
 DType = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 ITEM_BYTES = {
     "float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2,
@@ -39,10 +43,6 @@ def elements(shape: Sequence[int]) -> int:
     if math.prod(max(length, 1) for length in shape) >= 2**63:
         raise ValueError(f"no tensor has the shape {list(shape)}")
     return math.prod(shape)
-
-
-class Strict(Struct, forbid_unknown_fields=True):
-    """Base of every part: an unknown field is an error, not noise."""
 
 
 class Array(Strict, kw_only=True):
@@ -114,40 +114,6 @@ class Data(Strict, kw_only=True):
     train_size: Count
     test_size: Count
     val: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-
-
-class IndexSet(Strict, kw_only=True):
-    """Which slices of the dense network an axis still has.
-
-    of: Length of the axis in the dense network.
-    kept: Indices of the slices that are left, ascending.
-    """
-
-    of: Annotated[int, Meta(ge=1, le=2**31)]
-    kept: Annotated[list[Count], Meta(min_length=1)]
-
-    def __post_init__(self) -> None:
-        if self.kept != sorted({*self.kept}) or self.kept[-1] >= self.of:
-            raise ValueError(f"kept indices must be ascending and below {self.of}")
-
-
-class Surgery(Strict, kw_only=True):
-    """What was cut off the dense network.
-
-    index: Sets of kept slices; several axes share a set.
-    axes: For each tensor that lost slices: axis number to number of the set in `index`.
-    attributes: For each module whose attributes changed (`groups`, `num_heads`, ...): attribute to new value.
-    """
-
-    index: list[IndexSet] = field(default_factory=list)
-    axes: dict[Name, dict[Annotated[str, Meta(pattern=r"^[0-9]$")], Count]] = field(default_factory=dict)
-    attributes: dict[str, dict[Name, int | list[int]]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, axes in self.axes.items():
-            for axis, number in axes.items():
-                if number >= len(self.index):
-                    raise ValueError(f"axis {axis} of {name} names index set {number} of {len(self.index)}")
 
 
 class Mask(Strict, kw_only=True):

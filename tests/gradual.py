@@ -96,7 +96,7 @@ def live(folder: Path, method: str, arguments: dict[str, Any], given: dict[str, 
     hook = gradual.hook(spec)
     assert isinstance(hook, Hook)
     data = training.open_data(base.sidecar.data, recipe, training.image_size(base.sidecar))
-    run = start(base, data, Execution(threads=1), hook)
+    run = start(base, data, Execution(threads=1, trust=options.get("trust", ())), hook)
     run.hook.begin(run, Silent())
     return run
 

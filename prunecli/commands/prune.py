@@ -91,7 +91,7 @@ def _target(options: PruneOptions, source: Checkpoint) -> Target:
     """The target in absolute numbers. Raises `UsageError` for a preset that is not made for this checkpoint."""
     now, sidecar = measured(source), source.sidecar
     if options.preset:
-        if sidecar.surgery.axes:
+        if sidecar.surgery.axes or sidecar.surgery.absent:
             raise UsageError(f"--preset {options.preset}: this checkpoint is already cut", "give the dense checkpoint")
         convs = [name.rpartition(".")[0] for name in sidecar.cost.positions if source.weights[name].ndim == 4]
         return Target(ratios=PRESETS[options.preset].ratios(options.preset, sidecar.arch.name, convs))

@@ -26,7 +26,7 @@ from prunecli.errors import UsageError
 from prunecli.options.rewind import RewindOptions
 from prunecli.progress import Say, silent
 from prunecli.retraining.recipe import Run, at, begun, fresh, original
-from prunecli.retraining.snapshot import at_start, cut_snapshot, label, other_run
+from prunecli.retraining.snapshot import at_start, cut_snapshot, label, left, other_run
 from prunecli.sidecar import Method, Metrics, Optimizer, Schedule, Training
 from prunecli.training.recipe import last_rate
 
@@ -127,6 +127,7 @@ def _has_state(optimizer: Optimizer) -> bool:
 def _as_trained(pruned: Checkpoint, snapshot: Checkpoint | None, options: RewindOptions) -> Run:
     """The trained weights' run: at an epoch of the original schedule, or a new one at that schedule's last rate."""
     training, optimizer = begun(snapshot) if snapshot else original(pruned)
+    optimizer = left(optimizer, pruned.sidecar.surgery)
     epoch = options.from_epoch or 0
     if snapshot and snapshot.sidecar.training and options.from_epoch is None:
         epoch = snapshot.sidecar.training.epoch

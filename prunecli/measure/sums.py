@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from prunecli.sidecar import Cost, Mask, Surgery
+from prunecli.sidecar import Cost, Gone, Mask, Surgery
 
 Shape = tuple[int, ...]
 
@@ -84,7 +84,8 @@ def totals(
             if name not in tensors:
                 tensors.append(name)
     layers = tuple(_layer(layer, tensors, cost, shapes, masks, surgery) for layer, tensors in members.items())
-    exact = not (cost.other_macs and surgery.axes)
+    layers += tuple(_absent(name, gone) for name, gone in _owned(surgery).items())
+    exact = not (cost.other_macs and (surgery.axes or surgery.absent))
     return Totals(
         layers=layers,
         params=sum(layer.params for layer in layers),
@@ -124,6 +125,35 @@ def _layer(
         macs=sum(size[name] * positions[name] for name in tensors),
         effective_macs=sum(kept[name] * positions[name] for name in tensors),
         original_macs=sum(math.prod(original[name]) * positions[name] for name in tensors),
+    )
+
+
+def _owned(surgery: Surgery) -> dict[str, list[Gone]]:
+    """Parameters of absent modules, the weight first, by the layer that had them."""
+    layers: dict[str, list[Gone]] = {}
+    for name, gone in surgery.gone.items():
+        layers.setdefault(name.rpartition(".")[0] or name, []).append(gone)
+    return {
+        name: sorted(found, key=lambda g: g.positions * math.prod(g.shape), reverse=True)
+        for name, found in layers.items()
+    }
+
+
+def _absent(layer: str, gone: list[Gone]) -> Layer:
+    """A layer of which nothing is left."""
+    weight = gone[0]
+    return Layer(
+        name=layer,
+        kind=_kind(weight.shape) if weight.positions else "other",
+        shape=(0, *weight.shape[1:]),
+        original_shape=tuple(weight.shape),
+        params=0,
+        nonzero=0,
+        original_params=sum(math.prod(g.shape) for g in gone),
+        masked=0,
+        macs=0,
+        effective_macs=0,
+        original_macs=sum(math.prod(g.shape) * g.positions for g in gone),
     )
 
 

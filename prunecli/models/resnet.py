@@ -40,6 +40,7 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int, shortcut: Shortcut, post_add_bn: bool) -> None:
         super().__init__()
         self.stride = stride
+        self.more = width - inputs
         self.conv1 = conv(inputs, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv(width, width, 3)
@@ -51,8 +52,9 @@ class BasicBlock(nn.Module):
         """Maps [N, width, ceil(H / stride), ceil(W / stride)] of maps [N, inputs, H, W]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        # The width comes from the tensor: the block may be cut later.
-        shortcut = self.downsample(x) if self.downsample is not None else option_a(x, self.stride, out.shape[1])
+        # The width comes from the tensor: the block may be cut later. Absent convolutions put out none.
+        outputs = out.shape[1] if isinstance(out, Tensor) else x.shape[1] + self.more
+        shortcut = self.downsample(x) if self.downsample is not None else option_a(x, self.stride, outputs)
         return F.relu(self.bn_add(out + shortcut))
 
 

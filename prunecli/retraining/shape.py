@@ -81,9 +81,10 @@ def dense(checkpoint: Checkpoint, network: nn.Module) -> Pruned:
 
 def kept_units(group: Group, record: Surgery) -> int:
     """How many units of a group `record` has left."""
-    member = next(m for m in group.members if m.tensor == group.producers[0] and m.role == "out")
-    number = record.axes.get(member.tensor, {}).get(str(member.axis))
-    if number is None:
+    makers = (m for m in group.members if m.tensor in group.producers and m.role == "out")
+    member = next((m for m in makers if not record.without(m.tensor)), None)
+    number = record.axes.get(member.tensor, {}).get(str(member.axis)) if member else None
+    if number is None or member is None:
         return group.units
     units: list[int] = member.unit[record.index[number].kept].tolist()
     return len({unit for unit in units if unit >= 0})

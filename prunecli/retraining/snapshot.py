@@ -6,6 +6,7 @@ apply to the tensors they belong to (convolutions and linear layers) and to thei
 
 from __future__ import annotations
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from prunecli.checkpoint import Checkpoint, to_array, to_tensor, unpack_mask
@@ -31,7 +32,7 @@ def cut_snapshot(pruned: Checkpoint, snapshot: Checkpoint) -> tuple[dict[str, Te
                 f"{label(snapshot)}: {name} is {found}, the pruned network's is {tuple(tensor.shape)}",
                 "name a snapshot of the run that was pruned",
             )
-    earlier = {name: unpack_mask(mask) for name, mask in snapshot.sidecar.masks.items()}
+    earlier = {name: unpack_mask(mask) for name, mask in snapshot.sidecar.masks.items() if name in weights}
     for name, old in apply_record(earlier, record).items():
         if name not in masks or bool((masks[name] & ~old).any()):
             raise UsageError(
@@ -50,7 +51,7 @@ def remaining(pruned: Surgery, snapshot: Surgery, name: str) -> Surgery:
     """
     index: list[IndexSet] = []
     axes: dict[str, dict[str, int]] = {}
-    for tensor in {**pruned.axes, **snapshot.axes}:
+    for tensor in (name for name in {**pruned.axes, **snapshot.axes} if not pruned.without(name)):
         old, new = snapshot.axes.get(tensor, {}), pruned.axes.get(tensor, {})
         for axis in sorted({*old, *new}):
             there = snapshot.index[old[axis]] if axis in old else None
@@ -67,7 +68,7 @@ def remaining(pruned: Surgery, snapshot: Surgery, name: str) -> Surgery:
                 wanted = IndexSet(of=len(there.kept), kept=[position[i] for i in wanted.kept])
             axes.setdefault(tensor, {})[axis] = len(index)
             index.append(wanted)
-    return Surgery(index=index, axes=axes, attributes=pruned.attributes)
+    return Surgery(index=index, axes=axes, attributes=pruned.attributes, absent=pruned.absent)
 
 
 def label(checkpoint: Checkpoint) -> str:
@@ -111,13 +112,19 @@ def _cut_optimizer(snapshot: Checkpoint, record: Surgery, masks: dict[str, Tenso
     old = snapshot.sidecar.optimizer
     if old is None:
         return None
-    state = {name: dict(entries) for name, entries in old.state.items()}
+    state = {name: dict(entries) for name, entries in old.state.items() if not record.without(name)}
     for key in sorted({key for entries in old.state.values() for key in entries}):
         aligned = {  # the state that has its parameter's shape: momentum and moments, not step counters
             name: to_tensor(entries[key])
             for name, entries in old.state.items()
-            if key in entries and entries[key].shape == list(snapshot.weights[name].shape)
+            if name in state and key in entries and entries[key].shape == list(snapshot.weights[name].shape)
         }
         for name, tensor in apply_record(aligned, record).items():
             state[name][key] = to_array(tensor * masks[name] if name in masks else tensor)
-    return Optimizer(name=old.name, groups=old.groups, state=state)
+    return Optimizer(name=old.name, groups=left(old, record).groups, state=state)
+
+
+def left(optimizer: Optimizer, record: Surgery) -> Optimizer:
+    """The optimizer of the parameters that are left after `record`."""
+    groups = [replace(group, params=[n for n in group.params if not record.without(n)]) for group in optimizer.groups]
+    return replace(optimizer, groups=groups)

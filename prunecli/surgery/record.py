@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.errors import DamagedError
+from prunecli.models.absent import check_absent, leave_out
 from prunecli.sidecar import IndexSet, Surgery
 from prunecli.surgery.attributes import set_attributes
 from prunecli.surgery.ledger import Axis
@@ -34,7 +35,7 @@ def compose(earlier: Surgery | None, kept: Mapping[Axis, Tensor], lengths: Mappi
         original = indices.tolist() if before is None else torch.tensor(before.kept)[indices].tolist()
         sets[axis] = IndexSet(of=lengths[axis] if before is None else before.of, kept=original)
     numbers: dict[tuple[int, tuple[int, ...]], int] = {}
-    record = Surgery(attributes=dict(earlier.attributes))
+    record = Surgery(attributes=dict(earlier.attributes), absent=earlier.absent)
     for (tensor, position), entry in sets.items():
         number = numbers.setdefault((entry.of, tuple(entry.kept)), len(numbers))
         if number == len(record.index):
@@ -48,6 +49,7 @@ def apply_record(state: Mapping[str, Tensor], record: Surgery) -> dict[str, Tens
 
     Raises DamagedError naming the tensor when the record does not fit.
     """
+    state = {name: tensor for name, tensor in state.items() if not record.without(name)}
     known = Surgery(index=record.index, axes={name: axes for name, axes in record.axes.items() if name in state})
     return dict(state) | {name: take(state[name], kept) for name, kept in _indices(state, known).items()}
 
@@ -57,6 +59,7 @@ def replay(network: nn.Module, record: Surgery) -> None:
 
     Raises DamagedError, with nothing changed, when the record does not fit.
     """
+    check_absent(network, record)
     tensors = all_tensors(network)
     indices = _indices(tensors, record)
     modules = dict(network.named_modules(remove_duplicate=False))
@@ -68,6 +71,7 @@ def replay(network: nn.Module, record: Surgery) -> None:
         with torch.no_grad():
             tensor.data = take(tensor.data, kept)
     set_attributes(network, record.attributes)
+    leave_out(network, record.absent)
 
 
 def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:

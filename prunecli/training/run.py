@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +95,16 @@ class Run:
                 self.network, structure, plan, optimizer=self.optimizer, along=along, record=self.cuts
             )
             self._lay_out()
+            self.cost = measure.cost(self.network, self._example())
+        self._masked = None
+
+    def take_away(self, modules: Sequence[str]) -> None:
+        """Take modules away with their parameters, from optimizer, masks and the method's tensors too."""
+        along = [self.masks, *self.hook.tensors.values()]
+        self.cuts = surgery.take_away(
+            self.network, modules, self.cost.positions, optimizer=self.optimizer, along=along, record=self.cuts
+        )
+        with self._in_eval_mode():
             self.cost = measure.cost(self.network, self._example())
         self._masked = None
 

@@ -54,7 +54,11 @@ GRADUAL = {
         ("sparsity", "ratios", "only", "skip"),
         GREG,
     ),
-    "sss": Row("sss", "sparse structure selection of channels (Huang and Wang 2018)", ("only", "skip")),
+    "sss": Row(
+        "sss",
+        "sparse structure selection of channels, groups or residual blocks (Huang and Wang 2018)",
+        ("only", "skip"),
+    ),
     "swd": Row(
         "swd",
         "selective weight decay (Tessier et al. 2022)",

@@ -1,31 +1,30 @@
-"""Sparse Structure Selection of channels: a factor on each, which a proximal step drives to exactly zero.
+"""Sparse Structure Selection: factors on channels, groups or blocks, which proximal steps drive to exactly zero.
 
 Huang and Wang 2018, *Data-Driven Sparse Structure Selection for Deep Neural Networks*: min loss + gamma |lambda|_1 over
-the weights and a factor lambda a channel, 1 at first, without weight decay. With gradient g, rate eta and momentum mu
+the weights and a factor lambda a structure, 1 at first, without weight decay. With gradient g, rate eta, momentum mu
 
     z = S_{eta gamma}(lambda - eta g)    v = mu v + z - lambda    lambda = z + mu v
 
-and, in the authors' code alone, max(lambda, 0) after it. A factor multiplies what a batch norm puts out, so it needs no
-module of its own: the forward pass sees scale and shift times lambda, and g is what their gradients say. In the end
-lambda is multiplied into them for good, and channels are cut whose every factor is zero. Factors of whole residual
-branches and of groups of convolutions are not offered: a network of the same architecture has no place for a branch
-that is not there.
+and, in the authors' code alone, max(lambda, 0) after it. A factor multiplies what a layer puts out: the batch norm
+behind a channel or a group of a convolution, the last layer of a residual branch. So it needs no module of its own: the
+forward pass sees weight and bias times lambda, and g is what their gradients say. In the end lambda is multiplied into
+them for good, and what has none but factors of zero goes: channels and groups are cut, and of a residual block the
+shortcut is left, identity or projection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from prunecli.methods.gradual import scales
+from prunecli.methods.gradual import structures
 from prunecli.methods.gradual.settings import Layers, Positive
 from prunecli.progress import Say
-from prunecli.surgery import Plan
 from prunecli.training import Hook, Run
 
 Momentum = Annotated[float, Meta(ge=0, lt=1)]
@@ -34,13 +33,17 @@ Momentum = Annotated[float, Meta(ge=0, lt=1)]
 class Settings(Layers, frozen=True, kw_only=True):
     """How much goes follows from `gamma`."""
 
+    structures: Annotated[
+        Literal["channels", "groups", "blocks"],
+        Meta(description="what has a factor: channels, groups of convolutions in groups, or whole residual branches"),
+    ] = "channels"
     gamma: Annotated[Positive, Meta(description="weight of the penalty on the factors")] = 0.01
     momentum: Annotated[Momentum | None, Meta(description="mu (default: the run's, 0.9 where it has none)")] = None
     clip: Annotated[bool, Meta(description="whether factors stay above zero, as in the authors' code")] = True
 
 
 class Method(Hook):
-    """`tensors` has the factors and their velocities, by the name of the batch norm's scale."""
+    """`tensors` has the factors and their velocities, by the name of the weight that they multiply."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -48,16 +51,13 @@ class Method(Hook):
 
     def begin(self, run: Run, say: Say) -> None:
         self.say = say
-        groups = scales.groups(run, run.structure(), self.settings)
-        behind = {member.tensor for group in groups.values() for member in group.members}
-        gammas = {name: gamma for name, gamma in scales.gammas(run.network).items() if name in behind}
-        if not self.tensors:
-            self.tensors["lambda"] = {name: torch.ones_like(gamma) for name, gamma in gammas.items()}
-            self.tensors["velocity"] = {name: torch.zeros_like(gamma) for name, gamma in gammas.items()}
+        self.scaled = structures.find(self.settings.structures, run, self.settings, say)
         parameters = dict(run.network.named_parameters())
-        shifts = {name: parameters.get(name.removesuffix("weight") + "bias") for name in gammas}
-        self.pairs: list[tuple[str, nn.Parameter]] = [*gammas.items()]
-        self.pairs += [(name, shift) for name, shift in shifts.items() if shift is not None]
+        self.pairs = [(s.name, parameters[name]) for s in self.scaled for name in s.parameters]
+        if not self.tensors:
+            ones = {s.name: parameters[s.name].new_ones(s.count, requires_grad=False) for s in self.scaled}
+            self.tensors["lambda"] = ones
+            self.tensors["velocity"] = {name: torch.zeros_like(factor) for name, factor in ones.items()}
         self._aside: list[Tensor] = []
 
     def before_forward(self, run: Run) -> None:
@@ -70,7 +70,7 @@ class Method(Hook):
         slopes = {name: torch.zeros_like(factor) for name, factor in self.tensors["lambda"].items()}
         for (name, parameter), factor in zip(self.pairs, self._factors(), strict=True):
             if parameter.grad is not None:
-                slopes[name].addcmul_(parameter.data, parameter.grad)
+                slopes[name] += structures.gathered(parameter.data * parameter.grad, len(slopes[name]))
                 parameter.grad.mul_(factor)
         self._slopes = slopes
 
@@ -96,23 +96,15 @@ class Method(Hook):
 
     def end(self, run: Run) -> None:
         self.before_forward(run)  # and nothing is put back
-        structure, plan = run.structure(), Plan()
         factors, self.tensors = self.tensors["lambda"], {}
-        for key, group in scales.groups(run, structure, self.settings).items():
-            alive = torch.zeros(group.units + 1, dtype=torch.bool)
-            for member in (member for member in group.members if member.tensor in factors):
-                alive[member.unit[factors[member.tensor].cpu() != 0]] = True
-            plan.kept[key] = alive[:-1].nonzero()[:, 0].tolist() or [0]
-            if not bool(alive[:-1].any()):
-                self.say(f"warning: {key} keeps one unit: a layer never loses all")
-        run.shrink(structure, plan)
+        structures.remove(self.scaled, factors, run, self.settings, self.say)
 
     def numbers(self, run: Run) -> dict[str, float]:
         flat = torch.cat([*self.tensors["lambda"].values()])
         return {"penalty": self.settings.gamma * float(flat.abs().sum()), "zero": float((flat == 0).double().mean())}
 
     def _factors(self) -> list[Tensor]:
-        return [self.tensors["lambda"][name] for name, _ in self.pairs]
+        return [structures.spread(self.tensors["lambda"][name], parameter) for name, parameter in self.pairs]
 
     def _put_back(self) -> None:
         torch._foreach_copy_([parameter.data for _, parameter in self.pairs], self._aside)

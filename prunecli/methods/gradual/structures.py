@@ -1,0 +1,130 @@
+"""What sparse structure selection puts factors on: channels, groups of convolutions, whole residual branches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunecli.errors import TargetError
+from prunecli.methods.gradual import scales
+from prunecli.methods.gradual.settings import Layers
+from prunecli.methods.groups import Wanted, choose
+from prunecli.methods.outcome import by_reason, left_alone, listed
+from prunecli.progress import Say
+from prunecli.surgery import Plan, branches
+from prunecli.surgery.branches import Branch, modules_of, scale_behind
+from prunecli.surgery.graph import graph_of
+from prunecli.surgery.structure import layer_of
+from prunecli.training import Run
+
+FLAG = "--method sss: --method-arg structures"
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A layer whose output is multiplied by `count` factors, each on as many of its channels.
+
+    `parameters` are its weight, which names it, and what else is multiplied with that.
+    """
+
+    parameters: tuple[str, ...]
+    count: int
+    branch: Branch | None = None
+
+    @property
+    def name(self) -> str:
+        """The weight."""
+        return self.parameters[0]
+
+
+def find(structures: str, run: Run, layers: Layers, say: Say) -> list[Scaled]:
+    """Where factors go for these `structures`, in the scope that `layers` names.
+
+    Raises `UsageError` for a pattern that names nothing, `TargetError` where the network has no such structure.
+    """
+    return {"channels": _channels, "groups": _groups, "blocks": _blocks}[structures](run, layers, say)
+
+
+def remove(scaled: Sequence[Scaled], factors: Mapping[str, Tensor], run: Run, layers: Layers, say: Say) -> None:
+    """Take away for good what has factors of zero alone; the others are multiplied into the weights already."""
+    found = [s.branch for s in scaled if s.branch and not bool(factors[s.name])]
+    if found:
+        say(f"{len(found)} of {len(scaled)} residual branches go: {', '.join(branch.name for branch in found)}")
+        run.take_away(modules_of(found))
+    if any(s.branch for s in scaled):
+        return
+    structure, plan = run.structure(), Plan()
+    for key, group in choose(structure, Wanted(layers.only, layers.skip)).groups.items():
+        members = [member for member in group.members if member.tensor in factors]
+        alive = torch.zeros(group.units + 1, dtype=torch.bool)
+        for member in members:
+            kept = spread(factors[member.tensor], member.unit) != 0
+            alive[member.unit[kept.cpu()]] = True
+        if members:
+            plan.kept[key] = alive[:-1].nonzero()[:, 0].tolist() or [0]
+            if not bool(alive[:-1].any()):
+                say(f"warning: {key} keeps one unit: a layer never loses all")
+    run.shrink(structure, plan)
+
+
+def spread(factor: Tensor, like: Tensor) -> Tensor:
+    """Factors [n] as a tensor that broadcasts over a parameter, each for as many of its slices."""
+    if len(factor) == 1 or factor.shape == like.shape:
+        return factor
+    return factor.repeat_interleave(len(like) // len(factor)).view(-1, *[1] * (like.ndim - 1))
+
+
+def gathered(slopes: Tensor, count: int) -> Tensor:
+    """The sums of what belongs to each of `count` factors: the gradient of `spread`."""
+    return slopes if slopes.shape == (count,) else slopes.reshape(count, -1).sum(1)
+
+
+def _channels(run: Run, layers: Layers, say: Say) -> list[Scaled]:
+    groups = scales.groups(run, run.structure(), layers)
+    behind = {member.tensor for group in groups.values() for member in group.members}
+    parameters = dict(run.network.named_parameters())
+    shifts = {name: f"{layer_of(name)}.bias" for name in scales.gammas(run.network) if name in behind}
+    return [
+        Scaled((name, shift) if shift in parameters else (name,), len(parameters[name]))
+        for name, shift in shifts.items()
+    ]
+
+
+def _groups(run: Run, layers: Layers, say: Say) -> list[Scaled]:
+    structure = run.structure()
+    chosen = choose(structure, Wanted(layers.only, layers.skip)).groups
+    made = [layer for group in chosen.values() for layer in group.layers if structure.whole_groups.get(layer)]
+    if not made:
+        many = [layer for layer, whole in structure.whole_groups.items() if not whole]
+        reason = f"{listed(many)} loses channels of every group" if many else "no layer is a convolution in groups"
+        raise TargetError(f"{FLAG}=groups: {reason}", "use structures=channels or structures=blocks")
+    graph = graph_of(run.network, *run.examples()[1])
+    weights = [f"{layer}.weight" for layer in made]
+    return [
+        Scaled(scale_behind(graph, weight), int(run.network.get_submodule(layer).groups))  # type: ignore[arg-type]
+        for layer, weight in zip(made, weights, strict=True)
+    ]
+
+
+def _blocks(run: Run, layers: Layers, say: Say) -> list[Scaled]:
+    found = branches(run.network, *run.examples()[1])
+    wanted, names = Wanted(layers.only, layers.skip), [branch.name for branch in found]
+    if found:
+        wanted.check(names)
+    why = {branch.name: branch.reason for branch in found if branch.reason}
+    for note in left_alone(why, wanted.named(names)):
+        say(f"warning: {note}")
+    able = [branch for branch in found if not branch.reason and wanted.why_not([branch.name]) is None]
+    if not able:
+        reasons = [f"{listed(branches)}: {reason}" for reason, branches in by_reason(why).items()]
+        reason = reasons[0] if reasons else "all are skipped" if found else "the network adds none to a shortcut"
+        raise TargetError(
+            f"{FLAG}=blocks: no residual branch can be left out ({reason})", "use structures=channels instead"
+        )
+    for reason, those in by_reason(why).items():
+        if not layers.only:
+            say(f"warning: {listed(those)} stay: {reason}")
+    return [Scaled(branch.scale, 1, branch) for branch in able]
