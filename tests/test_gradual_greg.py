@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -249,18 +250,34 @@ def test_indices_of_a_cut_checkpoint_are_what_goes(tmp_path: Path) -> None:
             assert made.sidecar.surgery.index[made.sidecar.surgery.axes[name][axis]] == cut.index[number]
 
 
-def test_a_resumed_run_needs_the_file_of_indices_no_more(tmp_path: Path) -> None:
-    table = tmp_path / "go.json"
-    table.write_text('{"conv2": [0, 5]}')
+def test_a_resumed_run_knows_the_file_of_indices_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "go.json").write_text('{"conv2": [0, 5]}')
     options = TrainOptions(
         arch="lenet5", data="digits", output=str(tmp_path / "x.safetensors"), epochs=2, lr=0.05, threads=1,
-        method="greg1", method_arg=(f"indices={table}", *FAST_ARG), batch_size=256, save_every=1,
+        method="greg1", method_arg=(f"indices={tmp_path / 'go.json'}", *FAST_ARG), batch_size=256, save_every=1,
     )  # fmt: skip
     with pytest.raises(Killed):
         prunecli.train(options, KillAt(3))
-    table.unlink()
-    prunecli.train(dataclasses.replace(options, resume=True))
-    assert checkpoints.load(tmp_path / "x.safetensors").weights["conv2.weight"].shape[0] == 14
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.json").write_text('{"conv2": [0, 6]}')
+    resumed = dataclasses.replace(options, resume=True)
+    with pytest.raises(UsageError, match=r"indices [0-9a-f]{64} there, [0-9a-f]{64} now"):
+        prunecli.train(dataclasses.replace(resumed, method_arg=("indices=other.json", *FAST_ARG)))
+    (tmp_path / "go.json").rename(tmp_path / "moved.json")
+    with pytest.raises(UsageError, match="No such file"):
+        prunecli.train(resumed)
+    prunecli.train(dataclasses.replace(resumed, method_arg=("indices=moved.json", *FAST_ARG)))
+    snapshot = dataclasses.replace(options, method_arg=("indices=moved.json", *FAST_ARG), keep="1")
+    prunecli.train(snapshot)
+    rest = FinetuneOptions(checkpoint=str(tmp_path / "x.epoch1.safetensors"), output=str(tmp_path / "rest.safetensors"))
+    prunecli.finetune(rest)
+    assert checkpoints.load(rest.output).weights["conv2.weight"].shape[0] == 14
+    made = checkpoints.load(tmp_path / "x.safetensors")
+    assert made.weights["conv2.weight"].shape[0] == 14
+    digest = hashlib.sha256((tmp_path / "moved.json").read_bytes()).hexdigest()
+    assert made.sidecar.history[-1].options["settings"]["indices"] == digest
 
 
 def test_indices_of_a_network_that_is_cut_already_are_those_of_the_dense_one(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from prunecli.data import Dataset
+from prunecli.errors import UsageError
 from prunecli.methods import gradual
 from prunecli.options.prune import PruneOptions
 from prunecli.options.train import TrainOptions
@@ -29,3 +34,21 @@ def chosen(options: Options, sums: Mapping[str, int], data: Dataset) -> tuple[Me
         recipe["epochs"] = epochs
     missing = {name: value for name, value in recipe.items() if getattr(options, name) is None}
     return method, replace(options, **missing)
+
+
+def by_content(method: Method) -> Method:
+    """The method as checkpoints and their history have it: files are known by the SHA-256 of their content.
+
+    Raises `UsageError` for one that cannot be read.
+    """
+    if method.name is None or method.state:  # a run that has begun names no files any more
+        return method
+    settings = dict(method.settings)
+    for key in gradual.GRADUAL[method.name].files:
+        if name := settings[key]:
+            try:
+                with Path(name).open("rb") as file:
+                    settings[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise UsageError(f"--method-arg {key}={name}: {error.strerror}", "name a file that exists") from None
+    return msgspec.structs.replace(method, settings=settings)

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 class Row(NamedTuple):
     """A method: its file, what is said of it, the shared options that it takes.
 
-    `recipe` has, by option, what it trains with where no option says.
+    `recipe` has, by option, what it trains with where no option says; `files` are the settings that name files.
     """
 
     module: str
     summary: str
     takes: tuple[str, ...]
     recipe: Mapping[str, Any] = MappingProxyType({})
+    files: tuple[str, ...] = ()
 
 
 REQUIRED = object()  # unlike any value
@@ -47,6 +48,7 @@ GRADUAL = {
         "growing regularisation of filters chosen beforehand, GReg-1 (Wang et al. 2021)",
         ("sparsity", "ratios", "only", "skip"),
         GREG,
+        files=("indices",),
     ),
     "greg2": Row(
         "greg2",

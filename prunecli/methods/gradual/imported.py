@@ -63,8 +63,6 @@ def _listed(parts: Sequence[Part], file: str) -> dict[str, Tensor]:
     where = f"--method-arg indices={file}"
     try:
         table = msgspec.convert(json.loads(Path(file).read_text(encoding="utf-8")), dict[str, list[int]])
-    except OSError as error:
-        raise UsageError(f"{where}: {error.strerror}", "name a file that exists") from None
     except (ValueError, msgspec.ValidationError) as error:
         hint = 'write {"layer1.0.conv1": [0, 3, 5]}, the filters that go; a checkpoint is named by its .safetensors'
         raise UsageError(f"{where}: {error}", hint) from None
