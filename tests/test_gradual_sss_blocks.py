@@ -40,6 +40,28 @@ class Grouped(nn.Module):
         return self.fc(self.conv4(self.conv3(x).relu()).relu().mean((2, 3)))
 
 
+class Twice(nn.Module):
+    """Its convolution in groups runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.fc = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 1, groups=4), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(self.conv(self.stem(x))).mean((2, 3)))
+
+
+class Few(nn.Module):
+    """Its convolution has fewer groups than channels in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.fc = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 1, groups=2), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(self.stem(x)).mean((2, 3)))
+
+
 GROUPS: dict[str, Any] = {"arch": "test_gradual_sss_blocks:Grouped", "trust": ("test_gradual_sss_blocks",)}
 GROUPS |= {"image_size": 8}
 
@@ -139,6 +161,18 @@ def test_groups_of_factor_zero_are_cut(groups: Run) -> None:
     assert (network.conv4.out_channels, network.conv4.groups) == (4, 1)  # a layer never loses all
 
 
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [("Twice", "conv runs more than once"), ("Few", "conv loses channels of every group")],
+)
+def test_groups_that_cannot_go_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, words: str
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    with pytest.raises(TargetError, match=words):
+        live(tmp_path, "sss", {"structures": "groups"}, {}, **GROUPS | {"arch": f"{__name__}:{network}"})
+
+
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network trained on real digits that lost some branches, beside the snapshot of its beginning."""
@@ -170,6 +204,10 @@ def test_every_other_command_takes_the_result(cut: Path, tmp_path: Path) -> None
     assert {name: w.shape for name, w in drawn.checkpoint.weights.items()} == {
         n: w.shape for n, w in tuned.weights.items()
     }
+    with pytest.raises(UsageError, match="has lost"):
+        prunecli.scratch(
+            ScratchOptions(checkpoint=str(cut), shape="guided", epochs=0, output=str(tmp_path / "g.safetensors"))
+        )
     exported = prunecli.export(ExportOptions(checkpoint=str(cut), output=str(tmp_path / "x.onnx")))
     assert exported.path.stat().st_size < 40_000  # of 75 kB
 
@@ -197,10 +235,12 @@ def test_a_second_prune_cuts_channels_of_what_is_left(cut: Path, tmp_path: Path)
     assert lost.absent["layer1.1.conv1"]["weight"].shape == [4, 4, 3, 3]  # of the dense network
     assert not any(name.startswith("layer1.1") for name in (*lost.axes, *lost.attributes))
     dense = checkpoints.load(cut.with_name("x.epoch0.safetensors"))
-    sums = (
-        prunecli.report(ReportOptions(checkpoints=(str(tmp_path / "less.safetensors"),), structure=True)).rows[0].sums
-    )
+    row = prunecli.report(ReportOptions(checkpoints=(str(tmp_path / "less.safetensors"),), structure=True)).rows[0]
+    sums, outline = row.sums, row.structure
     assert sums.original_params == sum(dense.weights[name].numel() for name in dense.trained)
+    assert outline is not None
+    assert "layer1.1.conv2" in outline.absent
+    assert "10 more are gone" in outline.summary
     (layer,) = (layer for layer in sums.layers if layer.name == "layer1.1.conv2")
     assert (layer.shape, layer.original_shape, layer.macs, layer.original_macs) == ((0, 4, 3, 3), (4, 4, 3, 3), 0, 9216)
 
@@ -259,7 +299,7 @@ def test_a_killed_run_with_groups_goes_on_to_the_same_bytes(tmp_path: Path, monk
     ("options", "kind", "words"),
     [
         ({"arch": "lenet5", "method_arg": ("structures=blocks",)}, TargetError, "no residual branch"),
-        ({**SMALL, "method_arg": ("structures=groups",)}, TargetError, "no layer is a convolution in groups"),
+        ({**SMALL, "method_arg": ("structures=groups",)}, TargetError, "no layer in scope is a convolution in groups"),
         ({**SMALL, "method_arg": ("structures=blocks",), "only": ("layer9",)}, UsageError, "layer9"),
         ({**SMALL, "method_arg": ("structures=blocks",), "skip": ("layer*",)}, TargetError, "all are skipped"),
         ({**SMALL, "method_arg": ("structures=stages",)}, UsageError, "structures"),

@@ -159,11 +159,12 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Outline:
-    """The layers of a network, the groups that they form, and the layers that never ran."""
+    """The layers of a network, the groups that they form, the layers that never ran, and those that are gone."""
 
     lines: tuple[Line, ...]
     groups: tuple[Tied, ...]
     never_called: tuple[str, ...]
+    absent: tuple[str, ...] = ()
 
     def of(self, line: Line) -> str:
         """What is to be said of the channels of a layer."""
@@ -186,8 +187,14 @@ class Outline:
             parts.append(f"{len(fixed)} not at all")
         if self.never_called:
             parts.append(f"{len(self.never_called)} never ran on these inputs ({', '.join(self.never_called)})")
+        if self.absent:
+            parts.append(f"and {len(self.absent)} more are gone ({brief(self.absent)})")
         return ", ".join(parts) + "."
 
     def data(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {"groups": [group.data() for group in self.groups], "never_called": list(self.never_called)}
+        return {
+            "groups": [group.data() for group in self.groups],
+            "never_called": list(self.never_called),
+            "absent": list(self.absent),
+        }

@@ -123,6 +123,8 @@ def _structure(name: str, outline: Outline) -> Table:
         verdicts = dict.fromkeys(group.verdict for group in (first, *others))
         cells.append([layers + (", each alone" if others and not first.reason else ""), units, brief([*verdicts])])
     cells += [[layer, columns.NONE, "never called on these inputs"] for layer in outline.never_called]
+    if outline.absent:
+        cells.append([brief(outline.absent), columns.NONE, "taken away as a whole"])
     table = _table(f"structure of {name}", ["cut together", "units", "why"], cells)
     table.columns[2].justify, table.columns[2].no_wrap = "left", False
     return table

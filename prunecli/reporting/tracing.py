@@ -25,7 +25,8 @@ def outline(network: nn.Module, shape: Sequence[int], sums: Totals) -> Outline:
     idle = never_called(network, structure.ledger)
     named = {layer for group in groups for layer in group.layers} | idle.keys()
     single = tuple(_single(line.name, structure) for line in lines if line.name in structure.frozen.keys() - named)
-    return Outline(lines, (*groups, *single), tuple(idle))
+    absent = tuple(layer.name for layer in sums.layers if layer.kind != "other" and not layer.params)
+    return Outline(lines, (*groups, *single), tuple(idle), absent)
 
 
 def _merged(called: list[str], makers: list[str]) -> list[str]:

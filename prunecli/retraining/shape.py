@@ -125,6 +125,12 @@ def _widths(shape: str, pruned: Pruned, guide: Pruned | None, match: str) -> dic
     if shape == "uniform":
         return widths.uniform(pruned.layers, _sizer(pruned, match), _size(pruned, match))
     source = guide or pruned
+    if absent := [*source.checkpoint.sidecar.surgery.absent]:
+        name = source.checkpoint.path or "the guide"
+        raise UsageError(
+            f"--shape guided: {name} has lost {absent[0]} as a whole, which no width of a stage says",
+            "use --shape same, uniform or thin",
+        )
     if guide and not any(source.widths[key] < units for key, units in source.layers.items()):
         raise UsageError(f"--guide {source.checkpoint.path}: it has no cuts", "guide with a network that prune has cut")
     shares = widths.stage_shares(source.layers, source.widths, source.layer_stages)

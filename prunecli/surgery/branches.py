@@ -73,13 +73,17 @@ def outermost(modules: Collection[str]) -> list[str]:
 def scale_behind(graph: Graph, weight: str) -> tuple[str, ...]:
     """The weight and bias that scale what a layer with this weight puts out, before anything else reads it.
 
-    Those of the normalisation behind it where it is the only reader, else the layer's own.
+    Those of the normalisation behind it where that is the only reader, else the layer's own; none where one of them is
+    used at several places.
     """
-    (place,) = graph.users[weight]
-    scale = _scale(graph.ops[place])
-    readers = [graph.ops[i] for i in graph.readers.get(graph.ops[place].makes[0], ()) if i < len(graph.ops)]
-    norms = [_scale(op) for op in readers if "norm" in op.name]
-    return norms[0] if len(readers) == 1 and norms and norms[0] else scale
+    users = graph.users.get(weight, set())
+    if len(users) != 1:
+        return ()
+    (op,) = (graph.ops[place] for place in users)
+    readers = [graph.ops[place] for place in graph.readers.get(op.makes[0], ()) if place < len(graph.ops)]
+    norms = [scale for reader in readers if "norm" in reader.name and (scale := _scale(reader))]
+    scale = norms[0] if len(readers) == 1 and norms else _scale(op)
+    return scale if all(len(graph.users[name]) == 1 for name in scale) else ()
 
 
 def _around(module: str) -> list[str]:

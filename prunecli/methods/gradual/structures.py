@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 
 from prunecli.errors import TargetError
 from prunecli.methods.gradual import scales
@@ -96,17 +97,22 @@ def _channels(run: Run, layers: Layers, say: Say) -> list[Scaled]:
 def _groups(run: Run, layers: Layers, say: Say) -> list[Scaled]:
     structure = run.structure()
     chosen = choose(structure, Wanted(layers.only, layers.skip)).groups
-    made = [layer for group in chosen.values() for layer in group.layers if structure.whole_groups.get(layer)]
-    if not made:
-        many = [layer for layer, whole in structure.whole_groups.items() if not whole]
-        reason = f"{listed(many)} loses channels of every group" if many else "no layer is a convolution in groups"
-        raise TargetError(f"{FLAG}=groups: {reason}", "use structures=channels or structures=blocks")
+    modules = {layer: run.network.get_submodule(layer) for group in chosen.values() for layer in group.layers}
     graph = graph_of(run.network, *run.examples()[1])
-    weights = [f"{layer}.weight" for layer in made]
-    return [
-        Scaled(scale_behind(graph, weight), int(run.network.get_submodule(layer).groups))  # type: ignore[arg-type]
-        for layer, weight in zip(made, weights, strict=True)
-    ]
+    found, often = [], []
+    for layer, module in modules.items():
+        if structure.whole_groups.get(layer) and isinstance(module, _ConvNd):
+            scale = scale_behind(graph, f"{layer}.weight")
+            found += [Scaled(scale, module.groups)] if scale else []
+            often += [] if scale else [layer]
+    reason = f"{listed(often)} runs more than once" if often else "no layer in scope is a convolution in groups"
+    if many := [layer for layer, whole in structure.whole_groups.items() if not whole]:
+        reason = f"{listed(many)} loses channels of every group, as its groups are few and large"
+    if not found:
+        raise TargetError(f"{FLAG}=groups: {reason}", "use structures=channels or structures=blocks")
+    if often:
+        say(f"warning: {listed(often)} stays: it runs more than once")
+    return found
 
 
 def _blocks(run: Run, layers: Layers, say: Say) -> list[Scaled]:
