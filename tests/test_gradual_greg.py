@@ -205,6 +205,17 @@ def test_filters_have_vanished_before_they_are_removed_and_accuracy_stays(tmp_pa
     assert tuned.weights["conv2.weight"].shape == made.weights["conv2.weight"].shape
 
 
+def test_a_snapshot_behind_an_early_end_is_told(tmp_path: Path) -> None:
+    options = {"arch": "lenet5", "data": "digits", "batch_size": 256, "lr": 0.05, "threads": 1, "epochs": 4}
+    path = tmp_path / "x.safetensors"
+    made = prunecli.train(
+        TrainOptions(**options, output=str(path), method="greg1", sparsity=0.3, method_arg=FAST_ARG, keep="1,4")
+    )
+    assert made.notes == ("--keep 4: no snapshot, the run ended early with epoch 2",)
+    assert made.notes[0] in made.text()
+    assert [p.name for p in sorted(tmp_path.glob("*.safetensors"))] == ["x.epoch1.safetensors", "x.safetensors"]
+
+
 def test_filters_that_have_not_vanished_are_named_at_their_removal(tmp_path: Path) -> None:
     train(tmp_path, say := Listening(), method="greg1", sparsity=0.3, method_arg=FAST_ARG)
     warning, pruned = say.lines[-2:]

@@ -96,7 +96,12 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
     result.sidecar.history = scored(result.sidecar)
     result.path, result.sha256 = saving.output, checkpoints.save(result, saving.output)
     files.remove(saving.partial)
-    return Written(result)
+    assert result.sidecar.training is not None
+    ended = result.sidecar.training.epochs
+    missed = [
+        f"--keep {epoch}: no snapshot, the run ended early with epoch {ended}" for epoch in saving.keep if epoch > ended
+    ]
+    return Written(result, tuple(missed))
 
 
 def _resumed(partial: Path, wanted: Sidecar, say: Say) -> Checkpoint | None:
