@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gradual import check_resumed, live, prune, train
+from gradual import Listening, check_resumed, live, prune, train
 from torch import Tensor
 
 from prunecli.criteria import l1
@@ -156,6 +156,12 @@ def test_a_pass_of_its_own_scores_the_network_as_it_is_and_changes_nothing_else(
     weight = run.network.get_parameter("layer1.0.conv1.weight")
     total = sum(torch.autograd.grad(F.cross_entropy(run.network(x), y), weight)[0] for x, y in batches)
     assert torch.allclose(run.hook.tensors["scores"]["layer1.0.conv1.weight"], total, rtol=1e-4, atol=1e-6)
+
+
+def test_the_further_pass_shows_where_it_is(tmp_path: Path) -> None:
+    train(tmp_path, say := Listening(), method="pgp", sparsity=0.3, epochs=1)
+    shown = [line for line in say.statuses if "scores of filters" in line]
+    assert shown == [f"epoch 1/1  scores of filters  step {step}/6" for step in range(1, 7)]
 
 
 @pytest.mark.parametrize("reset", ["weights", "code"])

@@ -67,6 +67,7 @@ class Method(Hook):
         self.log: dict[str, float] = {}
 
     def begin(self, run: Run, say: Say) -> None:
+        self.say = say
         if not run.training.epochs:
             raise UsageError("--epochs 0: filters go after each epoch", "give a number of epochs, such as 40")
         first = (run.training.epoch, run.training.step) == (0, 0)
@@ -111,12 +112,15 @@ class Method(Hook):
             return
         run.network.eval()
         with self.gathered.listening(run.network):
-            for x, y in run.data.train.batches(run.training.batch_size, device=str(run.device)):
+            batches = run.data.train.batches(run.training.batch_size, device=str(run.device))
+            for step, (x, y) in enumerate(batches, 1):
                 run.optimizer.zero_grad()  # of the last step first
                 with autocast(run.training.precision, str(run.device)):
                     loss = run.task.loss(run.network(x), y)
                 loss.backward()
                 self.gathered.add()
+                place = f"epoch {run.training.epoch + 1}/{run.training.epochs}  scores of filters"
+                self.say.status(f"{place}  step {step}/{run.steps}")
         run.optimizer.zero_grad()
         run.network.train()
 
