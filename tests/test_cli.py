@@ -46,6 +46,32 @@ def test_help_explains_every_option_and_gives_a_real_example(command: str, capsy
         assert field.metadata["help"].strip(), field.name
 
 
+@pytest.mark.parametrize("command", ["train", "prune"])
+def test_the_settings_of_a_method_are_listed_without_data_or_output(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "--method-arg", "help", "--method", "sss"]) == 0
+    table = capsys.readouterr().out
+    assert "(Huang and Wang 2018)" in table
+    assert "--only --skip, and as --method-arg KEY=VALUE" in table
+    rows = {line.split()[0]: line.split("   ") for line in table.splitlines() if line.strip()}
+    assert [cell.strip() for cell in rows["gamma"] if cell.strip()][:3] == ["gamma", "0.01", "above 0"]
+    assert "0 to below 1" in table
+    assert run([command, "--method=greg1", "--method-arg=help", "--json", "--quiet"]) == 0
+    settings = {s["name"]: s for s in json.loads(capsys.readouterr().out)["settings"]}
+    assert settings["k_u"] == {
+        "name": "k_u",
+        "default": 10,
+        "values": "whole, 1 and more",
+        "meaning": "number of steps between two increments of the penalty factor",
+    }
+    assert settings["pick"]["values"] == "l1, max, obd, random"
+    assert run([command, "--method", "l1", "--method-arg", "help"]) == 2
+    error, hint = error_lines(capsys)
+    assert "--method l1 has no settings" in error
+    assert "swd" in hint
+
+
 def test_the_examples_of_the_help_run_one_after_another(capsys: pytest.CaptureFixture[str]) -> None:
     for command, row in COMMANDS.items():
         arguments = shlex.split(row.example)[1:]

@@ -170,9 +170,10 @@ def test_the_readme_describes_every_method_with_its_options_and_settings(name: s
     assert sorted(re.findall(r"`--([a-z-]+)`", options)) == sorted(
         key.replace("_", "-") for key in gradual.GRADUAL[name].takes
     )
-    assert sorted(re.findall(r"`(\w+)` \(", settings)) == sorted(gradual.settings_of(name))
-    for key, (_, description) in gradual.settings_of(name).items():
-        assert description, key
+    assert sorted(re.findall(r"`(\w+)` \(", settings)) == sorted(s.name for s in gradual.settings_of(name))
+    for setting in gradual.settings_of(name):
+        assert setting.meaning, setting.name
+        assert setting.values, setting.name
 
 
 def test_help_names_the_methods() -> None:

@@ -35,8 +35,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _carry_out(arguments: list[str]) -> int:
+    from prunecli.cli import settings
     from prunecli.cli.app import app
 
+    if settings.asked(arguments):
+        settings.show(arguments)
+        return 0
     code = app(arguments, prog_name="prunecli", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0

@@ -39,7 +39,7 @@ class MethodOptions:
         (), "Leave what layers of this name pattern write alone: --skip 'layer4.*'. Repeatable.", metavar="PATTERN"
     )
     method_arg: tuple[str, ...] = option(
-        (), "Setting of a method that prunes while it trains, as README lists them. Repeatable.", metavar="KEY=VALUE"
+        (), "Setting of a method that prunes while it trains; help lists them. Repeatable.", metavar="KEY=VALUE"
     )
 
     def given(self, macs: float, params: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from prunecli.methods.gradual import Setting
 from prunecli.reporting import columns
 from prunecli.reporting.columns import accuracy, count, milliseconds, overview, share
 from prunecli.reporting.differences import Change, Difference
@@ -28,16 +30,7 @@ PIPED_WIDTH = 120
 
 def render(report: Report, *, width: int | None = None, color: bool | None = None) -> str:
     """The report as text, by default as wide as the terminal (COLUMNS), in colour only there and without NO_COLOR."""
-    terminal = sys.stdout.isatty()
-    if width is None:
-        width = shutil.get_terminal_size((PIPED_WIDTH, 25)).columns
-    if color is None:
-        color = terminal and not os.environ.get("NO_COLOR")
-    stream = io.StringIO()
-    console = Console(
-        file=stream, width=max(width, 40), force_terminal=color, color_system="standard" if color else None,
-        no_color=not color, highlight=False, emoji=False, legacy_windows=False,
-    )  # fmt: skip
+    console = _console(width, color)
     for table in _overview(report.rows, console):
         console.print(table)
     _lineage(report.rows, console)
@@ -54,7 +47,41 @@ def render(report: Report, *, width: int | None = None, color: bool | None = Non
         console.print(Text(note, style="dim"))
     if report.failure:
         console.print(Text(report.failure.message, style="bold red"))
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+    return _text(console)
+
+
+def settings(title: str, rows: Sequence[Setting]) -> str:
+    """What a method takes, as text: a row a setting."""
+    cells = [[row.name, _default(row.default), row.values, row.meaning] for row in rows]
+    table = _table(title, ["setting", "default", "values", "meaning"], cells)
+    for column in table.columns[1:]:
+        column.justify = "left"
+    for column in table.columns[2:]:
+        column.no_wrap = False
+    console = _console()
+    console.print(table)
+    return _text(console)
+
+
+def _default(value: Any) -> str:
+    return columns.NONE if value in (None, "") else value if isinstance(value, str) else json.dumps(value)
+
+
+def _console(width: int | None = None, color: bool | None = None) -> Console:
+    if width is None:
+        width = shutil.get_terminal_size((PIPED_WIDTH, 25)).columns
+    if color is None:
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return Console(
+        file=io.StringIO(), width=max(width, 40), force_terminal=color, color_system="standard" if color else None,
+        no_color=not color, highlight=False, emoji=False, legacy_windows=False,
+    )  # fmt: skip
+
+
+def _text(console: Console) -> str:
+    """What was printed, without blanks at the ends of lines."""
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

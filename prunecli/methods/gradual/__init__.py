@@ -6,6 +6,7 @@ A method's file exports `Settings`, which `--method-arg` fills, and `Method`, a 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,16 +128,40 @@ def changed(method: sidecar.Method) -> list[str]:
     return [key for key, value in method.settings.items() if properties[key].get("default", REQUIRED) != value]
 
 
-def settings_of(name: str) -> dict[str, tuple[Any, str]]:
-    """The settings that `--method-arg` sets: default and description by name."""
-    kind = _load(name).Settings
-    properties = _properties(kind)
-    taken = GRADUAL[name].takes
-    return {
-        key: (value.get("default"), value.get("description", ""))
-        for key, value in properties.items()
-        if key not in taken
-    }
+@dataclass(frozen=True)
+class Setting:
+    """A setting that `--method-arg` sets: which values it takes, in words, and what it means."""
+
+    name: str
+    default: Any
+    values: str
+    meaning: str
+
+
+def settings_of(name: str) -> tuple[Setting, ...]:
+    """What `--method-arg` sets."""
+    properties = _properties(_load(name).Settings).items()
+    return tuple(
+        Setting(key, value.get("default"), _range(value), value["description"])
+        for key, value in properties
+        if key not in GRADUAL[name].takes
+    )
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    """The values that a JSON Schema allows: `above 0`, `0 to below 1`, `l1, smooth`."""
+    if names := schema.get("enum"):
+        return ", ".join(sorted(names, key=lambda name: name != schema.get("default")))
+    low, high = (
+        schema.get("minimum", schema.get("exclusiveMinimum")),
+        schema.get("maximum", schema.get("exclusiveMaximum")),
+    )
+    if low is None:
+        return {"boolean": "true, false", "string": "text"}[schema["type"]]
+    whole = "whole, " * (schema["type"] == "integer")
+    if high is None:
+        return f"{whole}above {low}" if "exclusiveMinimum" in schema else f"{whole}{low} and more"
+    return f"{whole}{low} to {'below ' * ('exclusiveMaximum' in schema)}{high}"
 
 
 def _wrong_setting(name: str, kind: type[Any], arguments: Mapping[str, Any], problem: str) -> UsageError:
@@ -151,7 +176,7 @@ def _wrong_setting(name: str, kind: type[Any], arguments: Mapping[str, Any], pro
     flag = f"--method-arg {key}={arguments[key]}: " if key in arguments else f"--{key.replace('_', '-')}: " * bool(key)
     return UsageError(
         f"--method {name}: {flag}{reason}",
-        f"{key}: {told}" if told else "README lists what it takes: Methods that prune while they train",
+        f"{key}: {told}" if told else "--method-arg help lists what it takes",
     )
 
 
