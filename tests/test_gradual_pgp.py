@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunecli.criteria import l1
 from prunecli.criteria.gradients import add_gradients, add_magnitudes, add_products, signed, taylor
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, UsageError
 from prunecli.progress import Silent
 from prunecli.training import Run
 
@@ -275,6 +275,41 @@ def test_grouped_depthwise_and_transposed_convolutions(
         "last": (6, 5),
         "head": (10, 5),
     }
+
+
+BARE = """
+import torch
+from torch import nn
+from torch.nn.functional import conv2d
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(8, 1, 3, 3))
+        self.last = nn.Conv2d(8, 10, 3)
+
+    def forward(self, x):
+        return self.last(conv2d(x, self.first).relu()).mean((2, 3))
+
+class Frozen(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(8, 10))
+        self[0].requires_grad_(False)
+"""
+
+
+def test_taylor_refuses_weights_that_no_layer_has_and_frozen_layers_score_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bare.py").write_text(BARE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own: dict[str, Any] = {"trust": ("bare",), "image_size": 8, "batch_size": 700, "epochs": 1, "sparsity": 0.5}
+    own |= {"method": "rpgp", "method_arg": ("criterion=taylor",)}
+    with pytest.raises(UsageError, match="taylor: first is not the weight of a layer"):
+        train(tmp_path, arch="bare:Bare", **own)
+    made = train(tmp_path, arch="bare:Frozen", **own)
+    assert [made.weights[name].shape[0] for name in ("0.weight", "2.weight")] == [4, 4]
 
 
 @pytest.mark.parametrize(

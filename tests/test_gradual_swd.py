@@ -37,6 +37,18 @@ def test_of_equal_weights_exactly_the_count_is_penalised(tmp_path: Path) -> None
     assert sum(int(p.grad.count_nonzero()) for p in weights) == math.floor(sum(p.numel() for p in weights) * 0.3)
 
 
+def test_weights_that_do_not_train_are_left_out_of_the_penalty(tmp_path: Path) -> None:
+    run = live(tmp_path, "swd", {"a_min": 1.0, "a_max": 1.0, "mu": 0.5}, {"sparsity": 0.9})
+    gradients(run)
+    run.network.conv1.weight.grad = None  # as of a frozen weight
+    run.hook.after_backward(run)
+    assert run.network.conv1.weight.grad is None
+    weight = run.network.fc1.weight
+    found = weight.grad != 0
+    assert found.any()
+    assert torch.equal(weight.grad[found], 0.5 * weight.detach()[found])
+
+
 @pytest.mark.parametrize("share", [0.5, 0.95])
 def test_the_end_masks_the_share_and_the_best_score_is_that_of_the_pruned_network(tmp_path: Path, share: float) -> None:
     sidecar = train(tmp_path, method="swd", sparsity=share, method_arg=("a_max=1000",)).sidecar

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from prunecli.criteria import Scorer, l1, l2
 from prunecli.criteria.gradients import add_gradients, add_magnitudes, add_products, signed, taylor
@@ -26,11 +27,17 @@ SCORE: dict[Criterion, Scorer] = {"gn_g": l1, "gn_s": l1, "tw": signed, "taylor"
 class Gathered:
     """Sums over batches by weight name, float32: of the weight's shape or, Taylor's, [channels]. They begin empty.
 
-    `sums` is the dictionary that they are in, `layers` are the weights that score a group.
+    `sums` is the dictionary that they are in, `names` are those of the weights that score a group. Raises `UsageError`
+    for Taylor's criterion where one of these is no layer's whose activations can be heard.
     """
 
-    def __init__(self, criterion: Criterion, layers: dict[str, nn.Parameter], sums: dict[str, Tensor]) -> None:
-        self.criterion, self.layers, self.sums = criterion, layers, sums
+    def __init__(self, criterion: Criterion, network: nn.Module, names: Iterable[str], sums: dict[str, Tensor]) -> None:
+        self.criterion, self.sums = criterion, sums
+        self.layers = {name: network.get_parameter(name) for name in names}
+        if criterion == "taylor":
+            for name in self.layers:
+                if not isinstance(network.get_submodule(layer_of(name)), _ConvNd | nn.Linear):
+                    raise _unheard(name)
 
     @property
     def of_gradients(self) -> bool:
@@ -66,17 +73,23 @@ class Gathered:
         if not self.of_gradients:
             return unit_scores(filters, dict(self.layers), SCORE[self.criterion])
         if missing := [member.tensor for member in filters.scorers if member.tensor not in self.sums]:
-            problem = f"--method-arg criterion=taylor: {layer_of(missing[0])} is not called as a layer"
-            raise UsageError(problem, "choose another criterion, such as gn_s")
+            raise _unheard(missing[0])
         return unit_scores(filters, self.sums, SCORE[self.criterion])
 
     def _hear(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        axis = output.ndim - 1 if isinstance(module, nn.Linear) else 1
+        activation = output.detach()
+
+        def add(gradient: Tensor) -> None:
+            found = taylor(activation, gradient, axis)
+            self.sums[name] = self.sums[name] + found if name in self.sums else found
+
         if output.requires_grad:
-            axis = output.ndim - 1 if isinstance(module, nn.Linear) else 1
-            activation = output.detach()
-
-            def add(gradient: Tensor) -> None:
-                found = taylor(activation, gradient, axis)
-                self.sums[name] = self.sums[name] + found if name in self.sums else found
-
             output.register_hook(add)
+        else:  # all before it is frozen
+            add(torch.zeros_like(activation))
+
+
+def _unheard(name: str) -> UsageError:
+    problem = f"--method-arg criterion=taylor: {name} is not the weight of a layer that is called"
+    return UsageError(problem, "choose another criterion, such as gn_s")

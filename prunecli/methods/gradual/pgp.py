@@ -80,8 +80,8 @@ class Method(Hook):
         if not self.state.units:
             raise TargetError("nothing to prune: all layers are residual outputs", "add --method-arg residual=shared")
         found = self._as_before(found)
-        layers = {m.tensor: run.network.get_parameter(m.tensor) for f in found.values() for m in f.scorers}
-        self.gathered = Gathered(self.settings.criterion, layers, self.tensors.setdefault("scores", {}))
+        names = [m.tensor for f in found.values() for m in f.scorers]
+        self.gathered = Gathered(self.settings.criterion, run.network, names, self.tensors.setdefault("scores", {}))
 
     def after_epoch(self, run: Run) -> None:
         self.gather(run)

@@ -56,8 +56,9 @@ class Method(Hook):
         warn_of_instability(run, self.settings, self.mu, say)
 
     def after_backward(self, run: Run) -> None:
-        chosen = [w.detach() * gone for w, gone in zip(self.weights.values(), self._smallest(), strict=True)]
-        gradients = [w.grad for w in self.weights.values() if w.grad is not None]
+        found = zip(self.weights.values(), self._smallest(), strict=True)
+        terms = [(w.grad, w.detach() * gone) for w, gone in found if w.grad is not None]  # frozen weights have none
+        gradients, chosen = ([*column] for column in zip(*terms, strict=True))
         torch._foreach_add_(gradients, chosen, alpha=self.strength(run) * self.mu)
 
     def end(self, run: Run) -> None:
