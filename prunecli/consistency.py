@@ -33,6 +33,9 @@ def _problems(sidecar: Sidecar, weights: RawTensors, state: RawTensors | None) -
             # A tensor that the weights lack is a buffer that is not stored; `checkpoint.build` looks at it.
             if name in weights and weights[name].shape[int(axis) : int(axis) + 1] != (kept,):
                 yield f"surgery keeps {kept} slices on axis {axis} of {name!r}, shape {list(weights[name].shape)}"
+    for name in weights if sidecar.surgery.absent else ():
+        if module := sidecar.surgery.without(name):
+            yield f"tensor {name!r} of {module}, which surgery says is absent"
     for name in sidecar.cost.positions:
         if name not in weights:
             yield f"cost of {name!r}, which is no tensor of the weights"

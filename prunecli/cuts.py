@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct, field
@@ -9,6 +11,16 @@ from msgspec import Meta, Struct, field
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 Shape = Annotated[list[Annotated[int, Meta(ge=0, le=2**40)]], Meta(max_length=16)]
+
+
+def elements(shape: Sequence[int]) -> int:
+    """How many elements a tensor of `shape` has. Raises `ValueError` for a shape that no tensor can have.
+
+    An empty tensor's other lengths count too: torch multiplies them all.
+    """
+    if math.prod(max(length, 1) for length in shape) >= 2**63:
+        raise ValueError(f"no tensor has the shape {list(shape)}")
+    return math.prod(shape)
 
 
 class Strict(Struct, forbid_unknown_fields=True):
@@ -39,6 +51,9 @@ class Gone(Strict, kw_only=True):
 
     shape: Shape
     positions: Count = 0
+
+    def __post_init__(self) -> None:
+        elements(self.shape)
 
 
 class Surgery(Strict, kw_only=True):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -22,6 +21,7 @@ from prunecli.cuts import IndexSet as IndexSet
 from prunecli.cuts import Name, Strict
 from prunecli.cuts import Shape as Shape
 from prunecli.cuts import Surgery as Surgery
+from prunecli.cuts import elements as elements
 
 FORMAT: Final = 1
 MAX_EXAMPLE: Final = 2**28  # elements: examples are made of this shape, so it bounds what a sidecar can ask for
@@ -33,16 +33,6 @@ ITEM_BYTES = {
     "float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2,
     "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
-
-
-def elements(shape: Sequence[int]) -> int:
-    """How many elements a tensor of `shape` has. Raises `ValueError` for a shape that no tensor can have.
-
-    An empty tensor's other lengths count too: torch multiplies them all.
-    """
-    if math.prod(max(length, 1) for length in shape) >= 2**63:
-        raise ValueError(f"no tensor has the shape {list(shape)}")
-    return math.prod(shape)
 
 
 class Array(Strict, kw_only=True):

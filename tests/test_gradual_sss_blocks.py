@@ -16,6 +16,7 @@ import prunecli
 from prunecli import ExportOptions, ReportOptions, RewindOptions, ScratchOptions
 from prunecli import checkpoint as checkpoints
 from prunecli.checkpoint import Checkpoint
+from prunecli.cuts import Gone
 from prunecli.errors import DamagedError, TargetError, UsageError
 from prunecli.training import Run
 
@@ -60,6 +61,20 @@ class Few(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.conv(self.stem(x)).mean((2, 3)))
+
+
+class Dropping(nn.Module):
+    """Residual branches beside dropout, whose random numbers the search for branches must not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = (nn.Linear(n, 16) for n in (64, 16, 16))
+        self.fc, self.drop = nn.Linear(16, 10), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(1)).relu()
+        x = x + self.drop(self.one(x))
+        return self.fc((x + self.two(x)) * self.drop(torch.ones_like(x)))
 
 
 GROUPS: dict[str, Any] = {"arch": "test_gradual_sss_blocks:Grouped", "trust": ("test_gradual_sss_blocks",)}
@@ -248,19 +263,33 @@ def test_a_second_prune_cuts_channels_of_what_is_left(cut: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"layer9": {}}, "layer9"),
-        ({"layer1.0.conv1": {}}, "layer1.0.conv1.weight"),
-        ({"layer1.0.conv1": {"weight": {"shape": [4, 4, 3, 9]}}}, "layer1.0.conv1.weight"),
-        ({"layer1.0.conv1": {"weight": {"shape": [4, 4, 3, 3]}}}, "does not run"),  # its batch norm asks for a shape
-        ({"layer1.0.bn2": {"weight": {"shape": [4]}, "bias": {"shape": [4]}}}, "have layer1.0.bn2.bias"),
-        ({"layer3": {}}, "part of layer3"),
-        ({"fc": {"weight": {"shape": [10, 16]}, "bias": {"shape": [10]}}}, "has no output"),
+        ({"layer9": {}}, "takes layer9 away"),
+        ({"layer1.0.conv1": {}}, "takes layer1.0.conv1.weight"),
+        ({"layer1.0.conv1": {"weight": Gone(shape=[4, 4, 3, 9])}}, "takes layer1.0.conv1.weight"),
+        ({"layer1.0.conv1": {"weight": Gone(shape=[4, 4, 3, 3])}}, "does not run"),  # its batch norm asks for a shape
+        ({"fc": {"weight": Gone(shape=[10, 16]), "bias": Gone(shape=[10])}}, "has no output"),
         ({"avgpool": {}}, "has no output"),
-        ({"": {}}, "absent"),
-        ({"layer1.0.conv1": {"weight": {"shape": [-4]}}}, "shape"),
     ],
 )
-def test_a_sidecar_that_takes_away_what_it_must_not_is_refused(
+def test_a_sidecar_that_takes_away_what_it_must_not_is_refused(cut: Path, change: dict[str, Any], words: str) -> None:
+    changed = checkpoints.load(cut)
+    changed.sidecar.surgery.absent |= change
+    changed.weights = {name: w for name, w in changed.weights.items() if not changed.sidecar.surgery.without(name)}
+    with pytest.raises(DamagedError, match=words):
+        checkpoints.build(changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layer1.0.bn2": {}}, "of layer1.0.bn2, which surgery says is absent"),
+        ({"layer3": {}}, "part of layer3"),
+        ({"": {}}, "absent"),
+        ({"layer9": {"weight": {"shape": [-4]}}}, "shape"),
+        ({"layer9": {"weight": {"shape": [2**40, 2**40]}}}, "no tensor has the shape"),
+    ],
+)
+def test_a_damaged_list_of_what_is_absent_is_told(
     cut: Path, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     for end in ("safetensors", "json"):
@@ -270,7 +299,7 @@ def test_a_sidecar_that_takes_away_what_it_must_not_is_refused(
     del sidecar["checksum"]
     (tmp_path / "x.json").write_text(json.dumps(sidecar))
     with pytest.raises(DamagedError) as error:
-        prunecli.load(tmp_path / "x.safetensors")
+        prunecli.report(ReportOptions(checkpoints=(str(tmp_path / "x.safetensors"),)))
     assert words in error.value.message
 
 
@@ -290,9 +319,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, steps: int) -> N
     check_resumed(tmp_path, steps, **PART)
 
 
-def test_a_killed_run_with_groups_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("network", "what"), [("Grouped", "groups"), ("Dropping", "blocks")])
+def test_killed_runs_of_other_networks_do_so_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, what: str
+) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    check_resumed(tmp_path, 8, **GROUPS, method="sss", method_arg=("structures=groups", "gamma=1"))
+    arch = f"{__name__}:{network}"
+    check_resumed(tmp_path, 8, **GROUPS | {"arch": arch}, method="sss", method_arg=(f"structures={what}", "gamma=1"))
 
 
 @pytest.mark.parametrize(

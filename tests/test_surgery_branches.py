@@ -87,7 +87,7 @@ class Around(nn.Module):
         (lambda m, x: m.factor * m.one(x).tanh(), ("factor",)),
         (lambda m, x: m.one(m.one(x)), "shares weights"),
         (lambda m, x: m.two(m.one(x)).sigmoid(), "no layer whose weights a factor could go into"),
-        (lambda m, x: F.conv2d(x, m.own), "no module of its own"),
+        (lambda m, x: F.conv2d(x, m.own), "is no module of its own"),
         (lambda m, x: m.one(x)[:, [1, 0, 3, 2]], "no layer whose weights"),
         (lambda m, x: (lambda y: y.reshape(y.shape))(m.one(x)), "nothing, which has no shape"),
     ],

@@ -111,10 +111,8 @@ def _branch(graph: Graph, place: int) -> Branch | None:
         return replace(branch, reason="it shares weights with other layers")
     if not scale:
         return replace(branch, reason="what is added comes from no layer whose weights a factor could go into")
-    covered = [name for name in used if {layer_of(name), *_around(layer_of(name))} & {*modules}]
-    if len(covered) < len(used):
-        left = next(name for name in used if name not in covered)
-        return replace(branch, reason=f"{layer_of(left)} is no module of its own that could be left out")
+    if any({layer_of(name), *_around(layer_of(name))}.isdisjoint(modules) for name in used):
+        return replace(branch, reason="one of its layers is no module of its own, or puts out more than a tensor")
     return replace(branch, scale=scale)
 
 

@@ -111,7 +111,7 @@ def _groups(run: Run, layers: Layers, say: Say) -> list[Scaled]:
     if not found:
         raise TargetError(f"{FLAG}=groups: {reason}", "use structures=channels or structures=blocks")
     if often:
-        say(f"warning: {listed(often)} stays: it runs more than once")
+        say(f"warning: {listed(often)} left as is: it runs more than once")
     return found
 
 
@@ -132,5 +132,5 @@ def _blocks(run: Run, layers: Layers, say: Say) -> list[Scaled]:
         )
     for reason, those in by_reason(why).items():
         if not layers.only:
-            say(f"warning: {listed(those)} stay: {reason}")
+            say(f"warning: {listed(those)} left as is: {reason}")
     return [Scaled(branch.scale, 1, branch) for branch in able]
