@@ -77,6 +77,14 @@ class Dropping(nn.Module):
         return self.fc((x + self.two(x)) * self.drop(torch.ones_like(x)))
 
 
+class Frozen(Dropping):
+    """Its second branch is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two.requires_grad_(False)
+
+
 GROUPS: dict[str, Any] = {"arch": "test_gradual_sss_blocks:Grouped", "trust": ("test_gradual_sss_blocks",)}
 GROUPS |= {"image_size": 8}
 
@@ -186,6 +194,14 @@ def test_groups_that_cannot_go_are_refused(
     monkeypatch.syspath_prepend(Path(__file__).parent)
     with pytest.raises(TargetError, match=words):
         live(tmp_path, "sss", {"structures": "groups"}, {}, **GROUPS | {"arch": f"{__name__}:{network}"})
+
+
+def test_branches_that_are_not_trained_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    options = GROUPS | {"arch": f"{__name__}:Frozen"}
+    assert [*live(tmp_path, "sss", {"structures": "blocks"}, {}, **options).hook.tensors["lambda"]] == ["one.weight"]
+    with pytest.raises(TargetError, match="two is not trained"):
+        live(tmp_path, "sss", {"structures": "blocks"}, {"only": ["two"]}, **options)
 
 
 @pytest.fixture(scope="module")

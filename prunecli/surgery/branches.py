@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,21 @@ def branches(network: nn.Module, *inputs: Tensor) -> list[Branch]:
     graph = graph_of(network, *inputs)
     found = [branch for place in range(len(graph.ops)) if (branch := _branch(graph, place))]
     names = [branch.name for branch in found]
-    found = [replace(b, name=b.modules[0]) if names.count(b.name) > 1 and b.modules else b for b in found]
+    found = [replace(b, name=_main(b)) if names.count(b.name) > 1 and b.modules else b for b in found]
     able = [branch for branch in found if branch.reason is None]
-    if able and _why_not(network, able, inputs) is not None:
+    if able and (together := _why_not(network, able, inputs)):
         why = {branch.name: _why_not(network, [branch], inputs) for branch in able}
+        left = [branch for branch in able if why[branch.name] is None]
+        if left and _why_not(network, left, inputs):
+            why = dict.fromkeys(why, together)
         found = [replace(branch, reason=why.get(branch.name, branch.reason)) for branch in found]
     return found
+
+
+def _main(branch: Branch) -> str:
+    """The module that a branch ends with, as far as it is known."""
+    ends = [name for name in branch.modules if any(scale.startswith(f"{name}.") for scale in branch.scale)]
+    return (ends or [*branch.modules])[-1]
 
 
 def modules_of(chosen: Iterable[Branch]) -> list[str]:
@@ -177,7 +186,7 @@ def _why_not(network: nn.Module, chosen: Sequence[Branch], inputs: Sequence[Tens
         except Exception as error:  # of any kind: it is the network's own code that runs
             said, _, _ = str(error).partition("\n")
             return f"the network does not run without it: {type(error).__name__}: {said}"
-    pairs = zip(tensors_in(expected), tensors_in(found), strict=True)
+    pairs = [*zip_longest(tensors_in(expected), tensors_in(found), fillvalue=torch.zeros(()))]
     same = all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(a.abs().max())) for a, b in pairs
     )

@@ -40,13 +40,25 @@ class Scaled:
         """The weight."""
         return self.parameters[0]
 
+    @property
+    def layer(self) -> str:
+        """What a message calls it."""
+        return self.branch.name if self.branch else layer_of(self.name)
+
 
 def find(structures: str, run: Run, layers: Layers, say: Say) -> list[Scaled]:
     """Where factors go for these `structures`, in the scope that `layers` names.
 
     Raises `UsageError` for a pattern that names nothing, `TargetError` where the network has no such structure.
     """
-    return {"channels": _channels, "groups": _groups, "blocks": _blocks}[structures](run, layers, say)
+    found = {"channels": _channels, "groups": _groups, "blocks": _blocks}[structures](run, layers, say)
+    trained = {name for name, parameter in run.network.named_parameters() if parameter.requires_grad}
+    frozen = [scaled.layer for scaled in found if not trained.issuperset(scaled.parameters)]
+    if len(frozen) == len(found):
+        raise TargetError(f"{FLAG}={structures}: {listed(frozen)} is not trained", "unfreeze its weights")
+    if frozen:
+        say(f"warning: {listed(frozen)} left as is: a factor on weights that are not trained has no gradient")
+    return [scaled for scaled in found if trained.issuperset(scaled.parameters)]
 
 
 def remove(scaled: Sequence[Scaled], factors: Mapping[str, Tensor], run: Run, layers: Layers, say: Say) -> None:
