@@ -100,6 +100,29 @@ def test_what_precedes_the_sum_decides(function: Any, scale: Any) -> None:
         assert scale in str(branch.reason)
 
 
+def test_attention_is_left_out_with_its_weights() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Linear(4, 8), nn.LayerNorm(8)
+            self.attention, self.mlp = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            y = self.norm(x)
+            y, _ = self.attention(y, y, y)
+            x = x + y
+            return (x + self.mlp(x)).mean(1)
+
+    network, x = Attending(), torch.randn(2, 3, 4)
+    attention, mlp = branches(network, x)
+    assert (attention.name, attention.modules, mlp.name) == ("attention", ("attention", "norm"), "mlp")
+    assert attention.scale == ("attention.out_proj.weight", "attention.out_proj.bias")
+    leave_out(network, attention.modules)
+    expected = network.stem(x)
+    assert torch.equal(network(x), (expected + network.mlp(expected)).mean(1))
+
+
 def test_the_sum_of_a_branch_with_itself_counts_twice() -> None:
     (branch,) = branches(Around(lambda m, x: (lambda y: y + y)(m.one(x))), images(4))
     assert branch.reason

@@ -46,11 +46,15 @@ class Nothing:
 
 
 class Absent(nn.Module):
-    """Stands where a module was, without parameters, and puts out nothing."""
+    """Stands where a module was, without parameters, and puts out nothing; with attention, no weights of it either."""
 
-    def forward(self, *_: Any, **__: Any) -> Nothing:
+    def __init__(self, instead: nn.Module | None = None) -> None:
+        super().__init__()
+        self._pair = isinstance(instead, nn.MultiheadAttention)
+
+    def forward(self, *_: Any, **__: Any) -> Nothing | tuple[Nothing, None]:
         """Nothing, whatever comes in."""
-        return Nothing()
+        return (Nothing(), None) if self._pair else Nothing()
 
 
 def check_absent(network: nn.Module, record: Surgery) -> None:
@@ -73,5 +77,5 @@ def leave_out(network: nn.Module, modules: Iterable[str]) -> None:
     """Replace these modules of a network, in place. Raises AttributeError for a name that is none of a module."""
     for name in modules:
         parent, _, attribute = name.rpartition(".")
-        network.get_submodule(name)
-        network.get_submodule(parent)._modules[attribute] = Absent().train(network.training)
+        stand_in = Absent(network.get_submodule(name)).train(network.training)
+        network.get_submodule(parent)._modules[attribute] = stand_in

@@ -129,7 +129,7 @@ def _serving(graph: Graph, place: int, value: int) -> set[int]:
     """The operations that nothing but this operand of the operation `place` needs."""
     inside: set[int] = set()
     for i in range(place - 1, -1, -1):
-        makes = [v for v in graph.ops[i].makes if v in graph.readers]
+        makes = [v for v in graph.ops[i].makes if graph.readers.get(v)]
         if makes and all(graph.readers[v] - {place if v == value else -1} <= inside for v in makes):
             inside.add(i)
     return inside
@@ -143,11 +143,11 @@ def _weights(graph: Graph, inside: set[int]) -> list[str]:
 
 def _modules(graph: Graph, inside: set[int]) -> list[str]:
     """The outermost modules that do nothing but these operations, and put out one tensor."""
-    values = {value for i in inside for value in graph.ops[i].makes}
+    values, within = {value for i in inside for value in graph.ops[i].makes}, inside | graph.idle
     found = {
         name
         for name, calls in graph.calls.items()
-        if name and all(call.output in values and inside.issuperset(range(call.start, call.end or 0)) for call in calls)
+        if name and all(call.output in values and within.issuperset(range(call.start, call.end or 0)) for call in calls)
     }
     return outermost(found)
 

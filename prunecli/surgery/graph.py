@@ -42,7 +42,7 @@ class Graph:
 
     `readers` has the operations that read each value, and the number of all operations for what the network puts out;
     `makers` the one that made it, `users` those that use a parameter. `live` are the values that follow from the
-    network's input, unlike those that are always the same.
+    network's input, unlike those that are always the same. Operations of which nothing came are in `idle` alone.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -51,6 +51,7 @@ class Graph:
     makers: dict[int, int] = field(default_factory=dict)
     users: dict[str, set[int]] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)
+    idle: set[int] = field(default_factory=set)
 
 
 def graph_of(network: nn.Module, *inputs: Any) -> Graph:
@@ -81,17 +82,28 @@ class _Recorder(TorchDispatchMode):
         self._names = {id(tensor): name for name, tensor in twin.named_parameters()}
         self._sources: dict[int, str] = {}  # of values made of one parameter alone
         self._stack: list[str] = []
+        self._changing: set[int] = set()
 
     def run(self) -> Graph:
         for name, module in self.twin.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: self._enter(name))
-            module.register_forward_hook(lambda _, __, output: self._leave(output))
+            module.register_forward_hook(lambda module, _, output: self._leave(module, output))
         self.graph.live = {self._number(tensor) for tensor in tensors_in(self.inputs)}
         with self:
             output = self.twin(*self.inputs)
         for tensor in tensors_in(output):
             self.graph.readers.setdefault(self._number(tensor), set()).add(len(self.graph.ops))
+        self._idle()
         return self.graph
+
+    def _idle(self) -> None:
+        """Find what nobody reads, as weights of attention; what works in place is not among it, views may show it."""
+        readers = self.graph.readers
+        for place, op in reversed([*enumerate(self.graph.ops)]):
+            if place not in self._changing and not any(readers.get(value) for value in op.makes):
+                self.graph.idle.add(place)
+                for value in op.reads:
+                    readers[value].discard(place)
 
     def _number(self, tensor: Tensor, *, anew: bool = False) -> int:
         if anew or id(tensor) not in self._numbers:
@@ -105,7 +117,9 @@ class _Recorder(TorchDispatchMode):
         self._stack.append(name)
         self.graph.calls.setdefault(name, []).append(CallOf(len(self.graph.ops)))
 
-    def _leave(self, output: Any) -> None:
+    def _leave(self, module: nn.Module, output: Any) -> None:
+        if isinstance(module, nn.MultiheadAttention):  # beside which are the attention weights
+            output = output[0]
         call = next(call for call in reversed(self.graph.calls[self._stack.pop()]) if call.end is None)
         call.end = len(self.graph.ops)
         call.output = self._number(output) if isinstance(output, Tensor) else None
@@ -123,6 +137,8 @@ class _Recorder(TorchDispatchMode):
         module = self._stack[-1] if self._stack else ""
         name = func._schema.name.removeprefix("aten::").rstrip("_")
         self.graph.ops.append(Op(name, module, read, makes, sources))
+        if func._schema.is_mutable:
+            self._changing.add(place)
         for value in read:
             self.graph.readers.setdefault(value, set()).add(place)
         for value in makes:
