@@ -283,6 +283,16 @@ def test_terminal_table_fits(folder, width):
     assert "on the test split" in text
 
 
+def test_where_the_last_weights_are_the_best_no_epoch_was_chosen(folder, tmp_path):
+    assert (
+        "Accuracy is on the test split; the best epoch was chosen on that same split." in report(folder, "base").notes
+    )
+    loaded = checkpoints.load(folder / "base.safetensors")
+    loaded.sidecar.metrics.best = loaded.sidecar.metrics.last  # as it is after a method that prunes at the end
+    checkpoints.save(loaded, tmp_path / "pruned.safetensors")
+    assert "Accuracy is on the test split." in report(tmp_path, "pruned").notes
+
+
 def test_terminal_alone_and_in_colour(folder, monkeypatch):
     text = render(report(folder, "cut"), width=100, color=True)
     assert "\x1b[" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,6 +36,12 @@ class Wanted:
             ("--ratios", self.ratios),
         ):
             require_matches(patterns, layers, flag)
+
+    def leaves(self, what: str) -> str:
+        """That nothing is left, for a message: `--skip '*' leaves no layer`."""
+        given = [(flag, p) for flag, patterns in (("--only", self.only), ("--skip", self.skip)) for p in patterns]
+        text = " ".join(f"{flag} {shlex.quote(pattern)}" for flag, pattern in given)
+        return f"{text} leaves {what}" if given else f"there is {what}"
 
     def named(self, layers: Sequence[str]) -> list[str]:
         """The layers that were named to be pruned."""
@@ -101,6 +108,7 @@ def choose(structure: Structure, wanted: Wanted, *, first: bool = True) -> Choic
         possible = [group.key for group in structure.groups if group.prunable]
         notes = left_alone(choice.unpruned, wanted.named(layers))
         notes += [f"{listed(names)} ({reason})" for reason, names in by_reason(choice.unpruned).items()]
+        notes += [wanted.leaves("no layer")]
         raise TargetError(
             ": ".join(["nothing to prune", *notes[:1]]),
             f"prunable are {listed(possible)}" if possible else "mask weights instead: --method magnitude",

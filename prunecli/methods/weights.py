@@ -22,7 +22,7 @@ from prunecli.criteria import CRITERIA, bound
 from prunecli.errors import TargetError
 from prunecli.methods import METHODS
 from prunecli.methods.groups import Wanted
-from prunecli.methods.outcome import Outcome, Row
+from prunecli.methods.outcome import Outcome, Row, listed
 from prunecli.methods.targets import Target
 from prunecli.sidecar import Optimizer
 
@@ -105,7 +105,11 @@ def _choose(checkpoint: Checkpoint, tensors: str, wanted: Wanted) -> dict[str, i
         if (tensors == "all" or weights[name].ndim > 2) and wanted.why_not([_layer(name)]) is None
     }
     if not chosen:
-        raise TargetError("nothing to prune: no weight is left to mask", "drop --only, --skip or --tensors conv")
+        conv = " with --tensors conv" if tensors == "conv" else ""
+        raise TargetError(
+            f"nothing to prune: {wanted.leaves('no weight to mask')}{conv}",
+            f"weights are in {listed([_layer(name) for name in able])}",
+        )
     return chosen
 
 

@@ -173,7 +173,9 @@ class PruneOptions(MethodOptions, RunOptions):
             if limit is not None and share > limit:
                 raise TargetError(
                     f"{flag}{share:g} cannot be met: no layer may lose more than --max-layer-sparsity {limit:g}",
-                    f"ask for at most {limit:g}, or raise --max-layer-sparsity",
+                    f"ask for at most {limit:g}, or raise --max-layer-sparsity"
+                    if limit
+                    else "raise --max-layer-sparsity",
                 )
         for flag, amount in (("--max-macs", self.max_macs), ("--max-params", self.max_params)):
             if amount is not None:

@@ -37,7 +37,7 @@ class Report:
         if splits:
             chosen = (
                 "; the best epoch was chosen on that same split"
-                if any(r.sidecar.metrics.best for r in self.rows)
+                if any(r.sidecar.metrics.best not in (None, r.last) for r in self.rows)  # where they are one, none was
                 else ""
             )
             test = (

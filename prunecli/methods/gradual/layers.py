@@ -7,6 +7,7 @@ from torch import nn
 from prunecli.errors import TargetError
 from prunecli.methods.gradual.settings import Layers
 from prunecli.methods.groups import Wanted
+from prunecli.methods.outcome import listed
 from prunecli.surgery.structure import layer_of
 from prunecli.training import Run
 
@@ -24,7 +25,10 @@ def weights(run: Run, layers: Layers, *, biases: bool = False) -> dict[str, nn.P
     wanted.check([layer_of(name) for name in able])
     chosen = {name: parameters[name] for name in able if wanted.why_not([layer_of(name)]) is None}
     if not chosen:
-        raise TargetError("nothing to prune: no weight is left", "drop --only or --skip")
+        raise TargetError(
+            f"nothing to prune: {wanted.leaves('no weight')}",
+            f"weights are in {listed([layer_of(name) for name in able])}",
+        )
     added = [f"{layer_of(name)}.bias" for name in chosen] if biases else []
     return chosen | {name: parameters[name] for name in added if name in parameters}
 
