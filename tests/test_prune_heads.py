@@ -10,7 +10,9 @@ import torch
 from pruning import after, prune, write
 
 from prunecli import checkpoint as checkpoints
+from prunecli.commands.report import run as report
 from prunecli.errors import UsageError
+from prunecli.options.report import ReportOptions
 from prunecli.retraining import shape
 
 VIT = "timm:vit_tiny_patch16_224"  # three heads of 64 channels
@@ -50,6 +52,17 @@ def test_without_it_every_head_gets_narrower(vit: Path) -> None:
     result = attention(vit, heads=False, dry_run=True)
     assert [after(result)[name] for name in QKV] == [38, 38]  # of 64
     assert any("head's width" in note for note in result.notes)
+
+
+def test_the_structure_of_a_report_has_channels_of_heads_or_heads(vit: Path) -> None:
+    units = []
+    for heads in (False, True):
+        made = report(ReportOptions(checkpoints=(str(vit),), structure=True, heads=heads, compressed=False))
+        groups = made.data()["checkpoints"][0]["structure"]["groups"]
+        units.append([group["units"] for group in groups if group["key"] in QKV])
+    assert units == [[64, 64], [3, 3]]
+    with pytest.raises(UsageError, match="--heads means nothing without --structure"):
+        ReportOptions(checkpoints=(str(vit),), heads=True)
 
 
 def test_a_dry_run_tells_heads_and_their_channels(vit: Path) -> None:

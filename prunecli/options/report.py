@@ -26,6 +26,7 @@ class ReportOptions(Execution):
     structure: bool = option(
         False, "Trace the network: which layers are tied to which, and why; with --html a picture of it."
     )
+    heads: bool = option(False, "With --structure: units of attention are whole heads, as prune --heads cuts them.")
     diff: bool = option(False, "Compare every checkpoint with the first (two are always compared).")
     latency: bool = option(False, "Measure the time of a forward pass in PyTorch and onnxruntime.")
     batch: str = option("1,64", "Batch sizes to measure latency with.", metavar="N,N")
@@ -49,6 +50,8 @@ class ReportOptions(Execution):
             raise UsageError("--csv and --md are different forms of one table", "choose one")
         if self.structure and (self.csv or self.md) and self.html is None:
             raise UsageError("--structure: a table of numbers cannot show it", "drop --csv and --md, or add --html")
+        if self.heads and not self.structure:
+            raise UsageError("--heads means nothing without --structure", "add --structure, or drop --heads")
         if self.html is not None and not self.html.endswith((".html", ".htm")):
             raise UsageError(f"--html {self.html!r}: not the name of a page", "give a name such as report.html")
         check(self.repeats >= 2, "--repeats", self.repeats, "2 or more")
