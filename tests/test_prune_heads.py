@@ -9,10 +9,13 @@ import pytest
 import torch
 from pruning import after, prune, write
 
+import prunecli
 from prunecli import checkpoint as checkpoints
 from prunecli.commands.report import run as report
 from prunecli.errors import UsageError
 from prunecli.options.report import ReportOptions
+from prunecli.options.scratch import ScratchOptions
+from prunecli.options.train import TrainOptions
 from prunecli.retraining import shape
 
 VIT = "timm:vit_tiny_patch16_224"  # three heads of 64 channels
@@ -54,6 +57,19 @@ def test_without_it_every_head_gets_narrower(vit: Path) -> None:
     assert any("head's width" in note for note in result.notes)
 
 
+def test_a_guide_that_lost_whole_heads_gives_whole_heads(tmp_path: Path) -> None:
+    arch = {"arch": VIT, "arch_arg": ("img_size=32", "depth=1"), "data": "digits", "epochs": 0, "threads": 1}
+    prunecli.train(TrainOptions(**arch, output=str(tmp_path / "vit.safetensors")))
+    attention(tmp_path / "vit.safetensors", "guide")
+    prune(tmp_path / "vit.safetensors", "narrow", sparsity=0.5, only=("*.mlp.fc1",))
+    options = {"checkpoint": str(tmp_path / "narrow.safetensors"), "guide": str(tmp_path / "guide.safetensors")}
+    output = str(tmp_path / "scratch.safetensors")
+    prunecli.scratch(ScratchOptions(**options, output=output, shape="transferred", epochs=0, threads=1))
+    made = checkpoints.load(output)
+    assert made.sidecar.surgery.attributes["blocks.0.attn"] == {"num_heads": 2, "attn_dim": 128}  # 2/3 of 3
+    assert made.weights["blocks.0.mlp.fc1.weight"].shape[0] == 512  # the mean of 1/3 and 1, of 768
+
+
 def test_the_structure_of_a_report_has_channels_of_heads_or_heads(vit: Path) -> None:
     units = []
     for heads in (False, True):
@@ -84,7 +100,8 @@ def test_the_history_says_it_and_other_commands_know(vit: Path) -> None:
     attention(vit)
     cut = checkpoints.load(vit.parent / "out.safetensors")
     assert cut.sidecar.history[-1].options["heads"] is True
-    found = shape.dense(cut, checkpoints.build(checkpoints.load(vit)))
+    assert shape.has_whole_heads(cut)
+    found = shape.dense(cut, checkpoints.build(checkpoints.load(vit)), heads=True)
     assert [found.widths[name] for name in QKV] == [1, 1]
 
 

@@ -23,7 +23,7 @@ from prunecli.progress import Say, silent
 from prunecli.retraining import weights
 from prunecli.retraining.budget import macs_ratio
 from prunecli.retraining.recipe import original, scratch_run
-from prunecli.retraining.shape import Pruned, dense, sums_of, take_shape
+from prunecli.retraining.shape import Pruned, dense, has_whole_heads, sums_of, take_shape
 from prunecli.retraining.snapshot import at_start, cut_snapshot, other_run
 from prunecli.sidecar import Metrics
 from prunecli.training import describe, image_size, open_data, prepare
@@ -79,8 +79,9 @@ def _initial(
 ) -> tuple[Checkpoint, float]:
     """The network in its shape, with its first weights, at the beginning of its run; and the ratio of MACs."""
     seed = original(source)[0].seed if options.seed is None else options.seed
-    network, large = _large(source, seed, options)
-    guiding = _large(guide, seed, options)[1] if guide else None
+    heads = has_whole_heads(guide or source)  # of the one whose widths are taken
+    network, large = _large(source, seed, options, heads)
+    guiding = _large(guide, seed, options, heads)[1] if guide else None
     drawn = {name: module.weight.detach() for name, module in weights.layers(network).items()}
     generator = torch.Generator().manual_seed(derived_seed(seed, "scratch"))
     surgery, masks = take_shape(options.shape, network, large, guiding, options.match, generator)
@@ -107,10 +108,10 @@ def _initial(
     return initial, ratio
 
 
-def _large(source: Checkpoint, seed: int, options: ScratchOptions) -> tuple[nn.Module, Pruned]:
+def _large(source: Checkpoint, seed: int, options: ScratchOptions, heads: bool) -> tuple[nn.Module, Pruned]:
     """The dense network of `source` with weights that no other run draws, and what can be cut from it."""
     network = new_network(source.sidecar.arch, derived_seed(seed, "scratch"), options.trust)
-    return network, dense(source, network)
+    return network, dense(source, network, heads=heads)
 
 
 def _write(initial: Checkpoint, options: ScratchOptions) -> Checkpoint:

@@ -72,10 +72,17 @@ class Pruned:
         return totals(self.cost, self.structure.shapes(first_units(chosen)), {})
 
 
-def dense(checkpoint: Checkpoint, network: nn.Module) -> Pruned:
-    """`checkpoint` beside the structure of `network`, the dense network that it was cut from."""
+def has_whole_heads(checkpoint: Checkpoint) -> bool:
+    """Did a step before it cut whole heads of attention?"""
+    return any(step.options.get("heads") for step in checkpoint.sidecar.history)
+
+
+def dense(checkpoint: Checkpoint, network: nn.Module, *, heads: bool) -> Pruned:
+    """`checkpoint` beside the structure of `network`, the dense network that it was cut from.
+
+    With `heads` the units of attention are whole heads.
+    """
     example = torch.zeros(2, *checkpoint.sidecar.cost.input)  # two, for batch norms in train mode
-    heads = any(step.options.get("heads") for step in checkpoint.sidecar.history)
     return Pruned(checkpoint, trace(network, example, heads=heads), cost(network, example), example)
 
 
