@@ -68,7 +68,7 @@ def test_widths_follow_the_schedule_to_the_papers_networks(tmp_path: Path, share
             hard = weak if t == 4 else weak // 2
             now[layer], zeroed = now[layer] - hard, zeroed + weak - hard
         assert [entry.method[f"filters/{layer}"] for layer in SIZES] == [*now.values()]
-        assert entry.method["zeroed"] == zeroed
+        assert entry.method["zeroed"] == zeroed / sum(now.values())
     assert [*now.values()] == final
     macs = [entry.method["macs"] for entry in log]
     assert all(later < earlier for earlier, later in zip([416_520, *macs], macs, strict=False))

@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, method: str, ste
     ("options", "words"),
     [
         ({"sparsity": None}, "--sparsity"),
-        ({"sparsity": 0.0}, "no convolution is to lose a share above 0"),
+        ({"sparsity": 0.0}, "no convolution that can be cut is to lose"),
         ({"ratios": "conv1=0.5"}, "either --sparsity or --ratios"),
         ({"only": ("fc9",)}, "fc9"),
         ({"skip": ("conv*",)}, "fc*"),

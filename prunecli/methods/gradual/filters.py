@@ -76,7 +76,10 @@ def filters(run: Run, settings: Target, say: Say, *, structure: Structure | None
         if share and made:
             found[key] = Filters(group, share, _projection(structure, group, parameters))
     if not found and first:
-        raise TargetError("nothing to prune: no convolution is to lose a share above 0", "name layers: --only 'fc*'")
+        raise TargetError(
+            "nothing to prune: no convolution that can be cut is to lose a share above 0",
+            "ask for more; linear layers are pruned where they are named: --only 'fc*'",
+        )
     return found
 
 

@@ -101,7 +101,7 @@ class Method(Hook):
             softened.append((self._softened(f), order[hard:weak]))
         zero(run, slices(softened))
         self.log = {f"filters/{key}": len(plan.kept.get(key, [0])) for key in self.state.units}
-        self.log["zeroed"] = sum(len(units) for _, units in softened)
+        self.log["zeroed"] = sum(len(units) for _, units in softened) / sum(self.log.values())
         self.gathered.sums.clear()
         if any(len(kept) < structure.by_key[key].units for key, kept in plan.kept.items()):
             run.shrink(structure, plan)
