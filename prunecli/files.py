@@ -147,7 +147,7 @@ def _find(path: Path, ref: FileRef, where: Paths) -> memoryview:
         raise _mismatch(path, ref, where)
     with contextlib.suppress(OSError), pending(where.weights).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while the writer lives and will rename by itself
-        if _is_current(file, pending(where.weights)):
+        if is_current(file, pending(where.weights)):
             _settle(where)
     return found
 
@@ -307,15 +307,15 @@ def _claimed(where: Paths) -> Iterator[BinaryIO]:
         with path.open("ab") as file:
             with contextlib.suppress(OSError):  # a file system without locks: one writer at a time is up to the user
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_current(file, path) and os.fstat(file.fileno()).st_size:
+            if is_current(file, path) and os.fstat(file.fileno()).st_size:
                 _settle(where)
-            if _is_current(file, path):
+            if is_current(file, path):
                 file.truncate(0)
                 yield file
                 return
 
 
-def _is_current(file: BinaryIO, path: Path) -> bool:
+def is_current(file: BinaryIO, path: Path) -> bool:
     """Whether `path` is still the file that was opened, not renamed or replaced meanwhile."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -375,3 +376,25 @@ def test_unwritable_folder(lenet: Path) -> None:
     with pytest.raises(PruneError, match="cannot write") as caught:
         exporting.write(lenet.parent / "missing" / "x.onnx", b"content")
     assert "mkdir -p" in caught.value.hint
+
+
+def test_what_a_killed_write_left_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx.pending").write_bytes(b"the beginning of a longer file")
+    exporting.write(tmp_path / "x.onnx", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
+    assert (tmp_path / "x.onnx").read_bytes() == b"content"
+
+
+def test_of_several_writers_at_once_one_wins_whole(tmp_path: Path) -> None:
+    contents = [bytes([i]) * 300_000 for i in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda content: exporting.write(tmp_path / "x.onnx", content), contents * 5))
+    assert (tmp_path / "x.onnx").read_bytes() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").mkdir()
+    with pytest.raises(PruneError, match="cannot write it: Is a directory"):
+        exporting.write(tmp_path / "x.onnx", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-import tempfile
 from pathlib import Path
 
 from prunecli.errors import PruneError
+from prunecli.files import is_current, pending
 
 
 def write(path: str | Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step, flushed to disk. Raises `PruneError` when the system refuses."""
+    """Replace `path` by `content` in one step, flushed to disk. Raises `PruneError` when the system refuses.
+
+    What a killed process leaves beside it is overwritten by the next write.
+    """
     path = Path(path)
-    pending = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            pending = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        pending.chmod(0o666 & ~_umask())  # temporary files are made private
-        pending.replace(path)
+        while not _written(path, content):
+            pass
     except OSError as error:
         raise PruneError(
             f"{path}: cannot write it: {error.strerror or error}",
@@ -28,11 +27,23 @@ def write(path: str | Path, content: bytes) -> None:
             if not path.parent.is_dir()
             else f"check permissions and free space in {path.parent}; nothing there was changed",
         ) from error
-    finally:
-        if pending:
-            pending.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    os.umask(mask := os.umask(0o077))
-    return mask
+def _written(path: Path, content: bytes) -> bool:
+    """Whether the pending file was this process's to write: another one that writes `path` may have renamed it."""
+    target = pending(path)
+    with target.open("ab") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: one writer at a time is up to the user
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if not is_current(file, target):
+            return False
+        try:
+            file.truncate(0)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            target.replace(path)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+    return True
