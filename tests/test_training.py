@@ -107,6 +107,27 @@ def test_a_signal_saves_a_resumable_checkpoint_first(tmp_path: Path, number: sig
     assert not (tmp_path / "x.safetensors").exists()
 
 
+class SecondCommand(Silent):
+    """Gives the command again while it runs."""
+
+    def __init__(self, options: TrainOptions) -> None:
+        self.options = options
+        self.refused = 0
+
+    def __call__(self, text: str) -> None:
+        with pytest.raises(UsageError, match="another process is at work on it"):
+            prunecli.train(self.options)
+        self.refused += 1
+
+
+def test_two_commands_at_once_do_not_share_an_output(tmp_path: Path) -> None:
+    options = dataclasses.replace(TRAIN, keep="", output=str(tmp_path / "x.safetensors"))
+    (tmp_path / "x.lock").touch()  # of a process that was killed
+    prunecli.train(options, second := SecondCommand(options))
+    assert second.refused == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"x.safetensors", "x.json"}
+
+
 class PressAtScore(Silent):
     """Presses Ctrl-C when an epoch is scored, which is when its line is said."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 from torch import Tensor
 
@@ -36,17 +37,18 @@ def fit(
     with the score before, `metrics.last` is the one after.
 
     With `saving`, the unfinished run is written as it goes, so that a killed process loses little, and snapshots are
-    written at the epochs that it names. Raises `Interrupted` after Ctrl-C or SIGTERM, once the run is saved, and
-    `PruneError` when the loss turns non-finite, with nothing of that state written.
+    written at the epochs that it names. Raises `Interrupted` after Ctrl-C or SIGTERM, once the run is saved,
+    `UsageError` where another process is at work on the same output, and `PruneError` when the loss turns non-finite,
+    with nothing of that state written.
     """
     run = start(checkpoint, data, execution, hook or Hook())
     training = run.training
     if run.masks:
         run.enforce_masks()
     run.hook.begin(run, say)
-    if saving and (training.epoch, training.step) == (0, 0):
-        saving.snapshot(run)
-    with Signals() as signals:
+    with saving.alone() if saving else nullcontext(), Signals() as signals:
+        if saving and (training.epoch, training.step) == (0, 0):
+            saving.snapshot(run)
         while training.epoch < training.epochs:
             for progress in _epoch(run):
                 say.status(progress)

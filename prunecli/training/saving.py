@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunecli import checkpoint as checkpoints
+from prunecli import files
+from prunecli.errors import UsageError
 from prunecli.training.run import Run
 
 SECONDS = 15.0  # between two saves of an unfinished run
@@ -29,6 +33,27 @@ class Saving:
     def partial(self) -> Path:
         """The checkpoint of the unfinished run."""
         return self.output.with_suffix(".partial.safetensors")
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the output for this process. Raises `UsageError` where another one is at work on it."""
+        lock = self.output.with_suffix(".lock")
+        while True:
+            with lock.open("ab") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    problem = f"{self.output}: another process is at work on it, whose run is in {self.partial.name}"
+                    raise UsageError(problem, "wait until it is done, or choose another --output") from None
+                except OSError:  # a file system without locks: one writer at a time is up to the user
+                    pass
+                if not files.is_current(file, lock):
+                    continue
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
 
     def tick(self, run: Run, *, epoch_over: bool = False) -> None:
         """Save the partial checkpoint when it is time to."""
