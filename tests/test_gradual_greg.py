@@ -153,6 +153,8 @@ def test_optimal_brain_damage_ranks_shares_of_squared_gradients_over_all_layers(
     pruned = run.hook.tensors["pruned"]
     assert {(n, i) for n, mask in pruned.items() for i in mask.flatten().nonzero().flatten().tolist()} == lowest
     assert len({name for name, _ in lowest}) == 2
+    pick(run, run.hook.parts, "obd", 3, say := Listening())
+    assert say.statuses[-1] == "picking what goes  example 3/3"
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,8 @@ def imported(run: Run, parts: Sequence[Part], file: str) -> dict[str, Tensor]:
             raise TargetError(f"--method-arg indices={file}: nothing of {part.key} would be left", "leave one there")
     masks = merged(parts, chosen)
     for name in gone if table else ():
-        if bool(
-            (gone[name].bool() != masks.get(name, torch.zeros((), dtype=torch.bool, device=gone[name].device))).any()
-        ):
+        listed = gone[name].bool()
+        if bool((listed != masks.get(name, torch.zeros_like(listed))).any()):
             raise UsageError(
                 f"--method-arg indices={file}: filters of {layer_of(name)} can only go together with those of others",
                 "list the same ones for all layers that `report --structure` shows in its group",

@@ -113,7 +113,7 @@ def pick(run: Run, parts: Sequence[Part], how: Pick, samples: int, say: Say) -> 
     magnitudes = {name: w.detach().abs() for part in parts for name, w in part.weights.items()}
     ones = {name: torch.ones_like(w) for name, w in magnitudes.items()}
     if how == "obd":
-        return merged(parts, _globally(parts, _saliency(run, parts, samples), say))
+        return merged(parts, _globally(parts, _saliency(run, parts, samples, say), say))
     generator = torch.Generator().manual_seed(derived_seed(run.training.seed, "greg"))
     chosen = {}
     for part in parts:
@@ -148,7 +148,7 @@ def _globally(parts: Sequence[Part], saliency: Mapping[str, Tensor], say: Say) -
     return {key: ~mask for key, mask in kept.items()}
 
 
-def _saliency(run: Run, parts: Sequence[Part], samples: int) -> dict[str, Tensor]:
+def _saliency(run: Run, parts: Sequence[Part], samples: int, say: Say) -> dict[str, Tensor]:
     """F w^2 by weight, F the mean over examples of the squared gradient of the loss of one (optimal brain damage)."""
     found = {name: w for part in parts for name, w in part.weights.items()}
     squares = [torch.zeros_like(w) for w in found.values()]
@@ -159,5 +159,6 @@ def _saliency(run: Run, parts: Sequence[Part], samples: int) -> dict[str, Tensor
         loss = run.task.loss(run.network(x), y)
         gradients = torch.autograd.grad(loss, list(found.values()))
         torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 / count)
+        say.status(f"picking what goes  example {count}/{samples}")
     run.network.train()
     return {name: f * w.detach().square() for (name, w), f in zip(found.items(), squares, strict=True)}
