@@ -190,3 +190,18 @@ def test_what_it_does_not_take_is_refused_before_training(tmp_path: Path, option
         train(tmp_path, **({"method": "sfp", "sparsity": 0.5} | options))
     assert words in error.value.message + error.value.hint
     assert not list(tmp_path.iterdir())
+
+
+def test_filters_under_a_weight_norm_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "normed.py").write_text(
+        "from torch import nn\n"
+        "class Normed(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 8, 3)), nn.ReLU(),\n"
+        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(PruneError, match="0 has a weight norm"):
+        train(tmp_path, arch="normed:Normed", trust=("normed",), image_size=8, method="sfp", sparsity=0.5, epochs=1)

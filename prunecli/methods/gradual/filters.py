@@ -22,7 +22,10 @@ from prunecli.progress import Say
 from prunecli.surgery import Group, Member, Plan, Structure
 from prunecli.surgery.compensate import compensate
 from prunecli.surgery.ledger import FIXED, Axis
+from prunecli.surgery.structure import layer_of
 from prunecli.training import Run
+
+_DIRECTIONS = (".parametrizations.weight.original1", ".weight_v")  # of weight norms, divided by their length
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def filters(run: Run, settings: Target, say: Say, *, structure: Structure | None
     """The groups in scope whose units are made by convolutions alone, by key; linear layers only where they are named.
 
     With the `structure` of a network that the run has cut already nothing is checked or said again, and nothing may be
-    left. Else raises `UsageError` for a pattern that names no layer, `TargetError` when there is nothing to prune.
+    left. Else raises `UsageError` for a pattern that names no layer, `TargetError` when there is nothing to prune, or a
+    weight norm, whose directions cannot be zeroed.
     """
     first, structure = structure is None, structure or run.structure()
     wanted = Wanted(settings.only, settings.skip, ratios=settings.ratios)
@@ -75,6 +79,12 @@ def filters(run: Run, settings: Target, say: Say, *, structure: Structure | None
         made = all(name in parameters and (named or parameters[name].ndim > 2) for name in group.producers)
         if share and made:
             found[key] = Filters(group, share, _projection(structure, group, parameters))
+    for tensor in (m.tensor for f in found.values() for m in f.producers):
+        if tensor.endswith(_DIRECTIONS):
+            raise TargetError(
+                f"{layer_of(tensor)} has a weight norm: of the direction of a filter that is zeroed nothing is left",
+                "--skip it, or take the norm off with torch.nn.utils.parametrize.remove_parametrizations",
+            )
     if not found and first:
         raise TargetError(
             "nothing to prune: no convolution that can be cut is to lose a share above 0",
