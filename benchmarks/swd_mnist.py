@@ -3,10 +3,9 @@
     python benchmarks/swd_mnist.py --mnist DIR --out DIR [--results FILE]     # goes on where it was stopped
     python benchmarks/swd_mnist.py --out DIR --table                          # only the table of what is there
 
-The paper's settings: SGD with learning rate 0.1, no momentum, batches of 128, 200 epochs, mu = 5e-4, a from 0.1 to
-a_max. Of its loss Err + mu |w|^2 / 2 + a mu |w*|^2 / 2 the middle term is `--weight-decay 5e-4`: without it nothing
-bounds the kept weights, and a run diverged in epoch 49 (training loss 0.0004, then 2.3 for good). Weights of all layers
-compete; biases stay. Accuracy is in %, of the last epoch: before the selected weights are removed and after.
+The settings of the paper and of its code: SGD with learning rate 0.1, no momentum, batches of 128, 200 epochs, no
+weight decay but SWD's own with mu = 5e-4, a from 0.1 to a_max. Weights of all layers compete; biases stay. Accuracy is
+in %, of the last epoch: before the selected weights are removed and after.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ PAPER = {  # by percentage and a_max: top-1 after the removal, and the change by
 
 Case = tuple[int, int, int]  # percentage, a_max, seed
 CASES: list[Case] = [
-    (90, 10000, 0), (99, 10000, 0), (99, 10, 0), (90, 10, 0),
-    *((percent, 10000, seed) for seed in (1, 2) for percent in (99, 90)),
+    *((percent, 10000, seed) for seed in (1, 2, 0) for percent in (90, 99)),
+    (90, 10, 0), (99, 10, 0),
 ]  # fmt: skip
 
 
@@ -45,8 +44,8 @@ def make(folder: Path, mnist: str, case: Case) -> None:
     prunecli.train(
         TrainOptions(
             arch="lenet5-branches", data=f"mnist:{mnist}", epochs=200, batch_size=128, lr=0.1, momentum=0.0,
-            weight_decay=5e-4, schedule="constant", method="swd", sparsity=percent / 100,
-            method_arg=("a_min=0.1", f"a_max={a_max}"), seed=seed, threads=1, resume=True,
+            weight_decay=0.0, schedule="constant", method="swd", sparsity=percent / 100,
+            method_arg=("mu=5e-4", "a_min=0.1", f"a_max={a_max}"), seed=seed, threads=1, resume=True,
             output=str(at(folder, case)),
         ),
         Stderr(),
@@ -55,7 +54,7 @@ def make(folder: Path, mnist: str, case: Case) -> None:
 
 def before(done: Checkpoint) -> float:
     """Top-1 in % of the network as trained, in the last epoch."""
-    return 100 * done.sidecar.metrics.curve[-1].values["top1"]
+    return 100 * done.sidecar.metrics.curve[-1].score["top1"]
 
 
 def after(done: Checkpoint) -> float:
