@@ -10,10 +10,10 @@ in %, of the last epoch: before the selected weights are removed and after.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from pathlib import Path
+
+from mnist_table import main
 
 import prunecli
 from prunecli import checkpoint as checkpoints
@@ -95,22 +95,5 @@ def table(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Run the cases, and write the table after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", metavar="DIR", help="folder of the data set")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where checkpoints go")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "swd_mnist.md")
-    parser.add_argument("--table", action="store_true", help="train nothing")
-    options = parser.parse_args()
-    if not options.table and not options.mnist:
-        sys.exit("--mnist is missing")
-    options.out.mkdir(parents=True, exist_ok=True)
-    for case in [] if options.table else CASES:
-        make(options.out, options.mnist, case)
-        options.results.write_text(table(options.out), encoding="utf-8")
-    options.results.write_text(table(options.out), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, CASES, make, table)
