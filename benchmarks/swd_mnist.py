@@ -4,8 +4,8 @@
     python benchmarks/swd_mnist.py --out DIR --table                          # only the table of what is there
 
 The settings of the paper and of its code: SGD with learning rate 0.1, no momentum, batches of 128, 200 epochs, no
-weight decay but SWD's own with mu = 5e-4, a from 0.1 to a_max. Weights of all layers compete; biases stay. Accuracy is
-in %, of the last epoch: before the selected weights are removed and after.
+weight decay but SWD's own with mu = 5e-4, a from 0.1 to a_max; digits resized to 32 x 32; weights and biases of all layers
+compete. Accuracy is in %, of the last epoch: before the selected weights are removed and after.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def make(folder: Path, mnist: str, case: Case) -> None:
     percent, a_max, seed = case
     prunecli.train(
         TrainOptions(
-            arch="lenet5-branches", data=f"mnist:{mnist}", epochs=200, batch_size=128, lr=0.1, momentum=0.0,
-            weight_decay=0.0, schedule="constant", method="swd", sparsity=percent / 100,
-            method_arg=("mu=5e-4", "a_min=0.1", f"a_max={a_max}"), seed=seed, threads=1, resume=True,
+            arch="lenet5-branches", data=f"mnist:{mnist}", data_arg=("border=0",), epochs=200, batch_size=128, lr=0.1,
+            momentum=0.0, weight_decay=0.0, schedule="constant", method="swd", sparsity=percent / 100,
+            method_arg=("mu=5e-4", "a_min=0.1", f"a_max={a_max}", "biases=true"), seed=seed, threads=1, resume=True,
             output=str(at(folder, case)),
         ),
         Stderr(),

@@ -12,7 +12,7 @@ import torch
 
 from prunecli import data
 from prunecli.data.idx import read_idx
-from prunecli.errors import DamagedError
+from prunecli.errors import DamagedError, UsageError
 
 REAL = Path(__file__).parents[1] / "../shared/data"
 NAMES = {
@@ -66,6 +66,22 @@ def test_own_size_without_a_wanted_one(tmp_path: Path) -> None:
         64,
         64,
     )
+
+
+def test_border_0_resizes_where_the_default_frames_with_zeros(tmp_path: Path) -> None:
+    write(tmp_path)
+    first = tmp_path / "t10k-images-idx3-ubyte"
+    first.write_bytes(first.read_bytes()[:16] + bytes([255]) * (12 * 28 * 28))
+    sums = []
+    for args in ({}, {"border": 1}, {"border": 2}, {"border": 0}):
+        opened = data.open("mnist", str(tmp_path), args, image_size=(1, 32, 32))
+        (x, _) = next(opened.test.batches(12))
+        sums.append(int((x * 0.3081 + 0.1307).sum(dim=(1, 2, 3)).round()[0]))
+    assert sums == [28 * 28, 32 * 32, 28 * 28, 32 * 32]  # ones, in a frame of zeros or all over
+    with pytest.raises(UsageError, match="border=-1"):
+        data.open("mnist", str(tmp_path), {"border": -1})
+    with pytest.raises(UsageError, match="digits has no argument 'border'"):
+        data.open("digits", None, {"border": 0})
 
 
 def test_plain_file_goes_before_the_gzipped_one(tmp_path: Path) -> None:

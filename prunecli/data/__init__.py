@@ -32,8 +32,8 @@ class Source:
 FOLDER_ARGUMENTS = ("cache", "resize", "workers")
 SOURCES = {
     "digits": Source("prunecli.data.digits", "1,797 digits of 8x8 that ship with scikit-learn", folder=False),
-    "mnist": Source("prunecli.data.mnist", "MNIST, IDX files, plain or gzipped"),
-    "fashion-mnist": Source("prunecli.data.mnist", "Fashion-MNIST, IDX files, plain or gzipped"),
+    "mnist": Source("prunecli.data.mnist", "MNIST, IDX files, plain or gzipped", arguments=("border",)),
+    "fashion-mnist": Source("prunecli.data.mnist", "Fashion-MNIST, IDX files, plain or gzipped", arguments=("border",)),
     "cifar10": Source("prunecli.data.cifar", "CIFAR-10, binary version or image folder", arguments=FOLDER_ARGUMENTS),
     "cifar100": Source("prunecli.data.cifar", "CIFAR-100, binary version or image folder", arguments=FOLDER_ARGUMENTS),
     "folder": Source("prunecli.data.folder", "train/CLASS/ and test/CLASS/ of images", arguments=FOLDER_ARGUMENTS),

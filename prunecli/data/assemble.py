@@ -71,7 +71,7 @@ def assemble(request: Request, loaded: Loaded, val: float, seed: int) -> Dataset
 
 
 def overridden(loaded: Loaded, args: dict[str, Any], shape: tuple[int, int, int]) -> Loaded:
-    """`loaded` with the normalisation and augmentation that the arguments `mean`, `std`, `pad` and `flip` ask for."""
+    """`loaded` with the normalisation, augmentation and border that `args` ask for."""
     mean, std = per_channel(args, "mean", shape[0]), per_channel(args, "std", shape[0], low=0.0)
     pad = whole(args, "pad", min(loaded.augment.pad, *shape[1:]), high=min(shape[1:]))
     return dataclasses.replace(
@@ -79,6 +79,7 @@ def overridden(loaded: Loaded, args: dict[str, Any], shape: tuple[int, int, int]
         mean=tuple(mean) if mean else loaded.mean,
         std=tuple(std) if std else loaded.std,
         augment=Augment(pad, flag(args, "flip", loaded.augment.flip)),
+        border=whole(args, "border", loaded.border),
     )
 
 

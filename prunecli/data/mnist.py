@@ -13,7 +13,7 @@ from prunecli.data.locate import first_with, folder_of
 from prunecli.errors import DamagedError
 
 CLASSES = 10
-BORDER = 4  # 28x28 becomes 32x32 by two rows of zeros a side, as LeNet-5 wants it
+BORDER = 4  # 28x28 becomes 32x32 by two rows of zeros a side, as LeNet-5 wants it; `--data-arg border=0` resizes
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
