@@ -1,6 +1,7 @@
 """What a method that prunes while it trains costs a step, over plain training, measured side by side in one run.
 
     python benchmarks/methods.py [--mnist DIR] [--cifar10 DIR] [--only resnet20] [--methods swd,sfp] [--device cuda]
+    python benchmarks/methods.py --methods sss:structures=blocks      # a method with a setting of its own
     python benchmarks/methods.py --width      # what RPGP's narrower networks save of a run of ResNet-56
 
 Two runs of prunecli's own loop, one with the method and one without, take a step each in turn, so that whatever else
@@ -144,9 +145,10 @@ def opened(case: Case, directory: str | None) -> Dataset:
     return Dataset(info, part, part)
 
 
-def settings_of(method: str) -> dict[str, Any]:
-    """What a method is measured with."""
-    return SETTINGS.get(method, {"sparsity": 0.5} if "sparsity" in gradual.GRADUAL[method].takes else {})
+def settings_of(method: str, own: str) -> dict[str, Any]:
+    """What a method is measured with, beside its `own` setting `KEY=VALUE`."""
+    usual = SETTINGS.get(method, {"sparsity": 0.5} if "sparsity" in gradual.GRADUAL[method].takes else {})
+    return usual | dict([own.split("=")] if own else [])
 
 
 def rounds(mine: Loop, plain: Loop, block: int, count: int) -> Iterator[tuple[float, float, float]]:
@@ -162,11 +164,12 @@ def rounds(mine: Loop, plain: Loop, block: int, count: int) -> Iterator[tuple[fl
             yield sums[0][0] / sums[1][0], sums[0][1] / sums[1][1], sums[1][0] / block
 
 
-def overhead(case: Case, source: Dataset, method: str, device: str, epoch: int, count: int) -> str:
-    """A line of the table."""
-    name = f"| {case.arch} | {method} | "
+def overhead(case: Case, source: Dataset, asked_for: str, device: str, epoch: int, count: int) -> str:
+    """A line of the table, of `METHOD` or `METHOD:KEY=VALUE`."""
+    name = f"| {case.arch} | {asked_for} | "
+    method, _, own = asked_for.partition(":")
     try:
-        mine = loop(case, source, device, method, **settings_of(method))
+        mine = loop(case, source, device, method, **settings_of(method, own))
     except PruneError as error:
         return f"{name} refused: {error.message} | | | | |"
     plain = loop(case, source, device)
@@ -229,7 +232,7 @@ def main() -> None:
     parser.add_argument("--mnist", metavar="DIR")
     parser.add_argument("--cifar10", metavar="DIR")
     parser.add_argument("--only", default="lenet5,resnet20,resnet56", metavar="ARCH,...")
-    parser.add_argument("--methods", default=",".join(gradual.GRADUAL), metavar="METHOD,...")
+    parser.add_argument("--methods", default=",".join(gradual.GRADUAL), metavar="METHOD[:KEY=VALUE],...")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)

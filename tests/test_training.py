@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradual import KillAt, Killed
+from gradual import KillAt, Killed, Listening
 
 import prunecli
 from prunecli import checkpoint as checkpoints
@@ -85,6 +85,10 @@ def test_resuming_a_complete_run_trains_nothing(tmp_path: Path) -> None:
     result = prunecli.train(dataclasses.replace(options, resume=True), KillAt(0))
     assert "already complete" in result.notes[0]
     assert (tmp_path / "x.safetensors").stat().st_mtime_ns == before
+    heard = Listening()
+    assert prunecli.train(dataclasses.replace(options, resume=True, lr=0.3, epochs=1), heard).notes == ()
+    assert heard.lines[0].endswith("is of a run with other options (lr 0.05 there, 0.3 now); a new run begins")
+    assert len(checkpoints.load(tmp_path / "x.safetensors").sidecar.metrics.curve) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -90,7 +90,7 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
         )
     files.check_folder(saving.output)
     start = _resumed(saving.partial, sidecar, say) if options.resume else None
-    if options.resume and start is None and (done := _finished(saving.output, sidecar)):
+    if options.resume and start is None and (done := _finished(saving.output, sidecar, say)):
         return Written(done, ("already complete: nothing to resume",))
     result = training.fit(start or initial, data, options, saving=saving, hook=hook, say=say)
     result.sidecar.history = scored(result.sidecar)
@@ -109,9 +109,9 @@ def _resumed(partial: Path, wanted: Sidecar, say: Say) -> Checkpoint | None:
     if not files.exists(partial):
         return None
     found = checkpoints.load(partial)
-    if not _same_run(found.sidecar, wanted):
+    if difference := _difference(found.sidecar, wanted):
         raise UsageError(
-            f"--resume: {partial} is a run with other options: {_difference(found.sidecar, wanted)}",
+            f"--resume: {partial} is a run with other options: {difference}",
             "give the options of that run, or leave --resume out to start again",
         )
     assert found.sidecar.training is not None
@@ -119,16 +119,16 @@ def _resumed(partial: Path, wanted: Sidecar, say: Say) -> Checkpoint | None:
     return found
 
 
-def _finished(output: Path, wanted: Sidecar) -> Checkpoint | None:
+def _finished(output: Path, wanted: Sidecar, say: Say) -> Checkpoint | None:
+    """The run's result where it is there already; one of other options is replaced, and a line says so."""
     try:
         found = checkpoints.load(output)
     except PruneError:
         return None
-    return found if _same_run(found.sidecar, wanted) else None
-
-
-def _same_run(found: Sidecar, wanted: Sidecar) -> bool:
-    return not _difference(found, wanted)
+    if difference := _difference(found.sidecar, wanted):
+        say(f"--resume: {output} is of a run with other options ({difference}); a new run begins")
+        return None
+    return found
 
 
 def _difference(found: Sidecar, wanted: Sidecar) -> str:
