@@ -4,8 +4,8 @@
     python benchmarks/swd_mnist.py --out DIR --table                          # only the table of what is there
 
 The settings of the paper and of its code: SGD with learning rate 0.1, no momentum, batches of 128, 200 epochs, no
-weight decay but SWD's own with mu = 5e-4, a from 0.1 to a_max; digits resized to 32 x 32; weights and biases of all layers
-compete. Accuracy is in %, of the last epoch: before the selected weights are removed and after.
+weight decay but SWD's own with mu = 5e-4, a from 0.1 to a_max; digits resized to 32 x 32; weights and biases of all
+layers compete. Accuracy is in %, of the last epoch: before the selected weights are removed and after.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
-# Methods side by side: each at each sparsity, from one trained network, all with the same number of further epochs, and a
-# report on all of them. One-shot methods are followed by fine-tuning; the others prune while they train on.
+# Methods side by side: each at each sparsity, from one trained network, all with the same number of further epochs, and
+# a report on all of them. One-shot methods are followed by fine-tuning; the others prune while they train on.
 # An interrupted comparison goes on with the next `make`, as do interrupted trainings (--resume).
+#
+# A sparsity is of what the method takes: filters, l1's of linear layers too unless OPTIONS_l1="--skip 'fc*'", or weights
+# (swd). slimming and swd-structured need batch norms, ARCH=resnet20; greg1 and greg2 as many EPOCHS as their penalty
+# takes, shortened by OPTIONS_greg1; sss takes no sparsity and has no place here.
 #
 #   make -j2 -f examples/compare.mk
 #   make -j2 -f examples/compare.mk OUT=mnist DATA=mnist:DIR METHODS='l1 fpgm swd' SPARSITIES='0.5 0.9' EPOCHS=20

@@ -39,8 +39,8 @@ class Recipe(Execution):
     optimizer: str | None = option(None, "Optimizer (default: the checkpoint's, or sgd).", metavar="|".join(OPTIMIZERS))
     lr: float | None = option(
         None,
-        "Base learning rate (train: sgd 0.05, adam and adamw 0.001; finetune: the last rate, after a cosine a tenth; "
-        "scratch: the dense network's).",
+        "Base learning rate (train: sgd 0.05, adam and adamw 0.001; finetune, prune: the last rate, after a cosine a "
+        "tenth; scratch: the dense network's; greg1, greg2: 0.001).",
         metavar="RATE",
     )
     momentum: float | None = option(None, "Momentum of sgd (default: the checkpoint's, or 0.9).", metavar="M")
@@ -51,7 +51,7 @@ class Recipe(Execution):
     betas: str | None = option(None, "Betas of adam and adamw (default: 0.9,0.999).", metavar="B1,B2")
     schedule: str | None = option(
         None,
-        "Learning-rate schedule (train: cosine; finetune: constant; scratch: the dense network's).",
+        "Learning-rate schedule (train: cosine; finetune, prune, greg1, greg2: constant; scratch: the dense network's).",
         metavar="|".join(SCHEDULES),
     )
     milestones: str | None = option(None, "Epochs at which `multistep` multiplies the rate by gamma.", metavar="E,E")

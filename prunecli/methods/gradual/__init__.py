@@ -42,7 +42,11 @@ GRADUAL = {
         "pgp", "progressive gradient pruning (Nguyen-Meidine et al. 2019)", ("sparsity", "ratios", "only", "skip")
     ),
     "psfp": Row("psfp", "progressive soft filter pruning (He et al. 2018)", ("sparsity", "ratios", "only", "skip")),
-    "rpgp": Row("rpgp", "the same with the gradients of training itself", ("sparsity", "ratios", "only", "skip")),
+    "rpgp": Row(
+        "rpgp",
+        "progressive gradient pruning by the gradients of training itself (Nguyen-Meidine et al. 2019)",
+        ("sparsity", "ratios", "only", "skip"),
+    ),
     "sfp": Row("sfp", "soft filter pruning (He et al. 2018)", ("sparsity", "ratios", "only", "skip")),
     "greg1": Row(
         "greg1",
