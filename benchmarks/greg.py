@@ -130,7 +130,7 @@ def table(rows: list[dict[str, float]]) -> str:
         '"L1, longer" was trained before that, cut, for as many epochs as GReg\'s penalty took, at its rate.',
         "Top-1 in % after the last epoch; made by `benchmarks/greg.py`.",
         "",
-        "| seed | base | before removal | after it | kept / pruned norm | **GReg-1** | cut by L1 | **L1** | L1, longer |",
+        "| seed | base | before removal | after | kept / pruned norm | **GReg-1** | cut by L1 | **L1** | L1, longer |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     names = ("base", "before", "removed", "ratio", "greg1", "cut", "l1", "longer")

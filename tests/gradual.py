@@ -16,7 +16,7 @@ from prunecli.checkpoint import Checkpoint
 from prunecli.methods import gradual
 from prunecli.options.prune import PruneOptions
 from prunecli.options.shared import Execution
-from prunecli.options.train import TrainOptions
+from prunecli.options.train import FinetuneOptions, TrainOptions
 from prunecli.progress import Say, Silent, silent
 from prunecli.training import Hook, Run
 from prunecli.training.run import start
@@ -67,6 +67,13 @@ def prune(source: Path, say: Say = silent, **options: Any) -> Checkpoint:
     made = PruneOptions(checkpoint=str(source), **(output | small | options))
     prunecli.prune(made, say)
     return checkpoints.load(made.output)
+
+
+def finetune(path: Path) -> Checkpoint:
+    """What `finetune` writes of a checkpoint, with no options."""
+    output = str(path.with_name("finetuned.safetensors"))
+    prunecli.finetune(FinetuneOptions(checkpoint=str(path), output=output, threads=1))
+    return checkpoints.load(output)
 
 
 def check_resumed(tmp_path: Path, steps: int, *, again: dict[str, Any] | None = None, **options: Any) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from gradual import check_resumed, gradients, live, prune, train
+from gradual import check_resumed, finetune, gradients, live, prune, train
 
-import prunecli
 from prunecli import checkpoint as checkpoints
 from prunecli import training
 from prunecli.checkpoint import to_array
@@ -19,18 +18,11 @@ from prunecli.errors import DamagedError, PruneError, UsageError
 from prunecli.methods import gradual
 from prunecli.options.prune import PruneOptions
 from prunecli.options.shared import Execution
-from prunecli.options.train import FinetuneOptions, TrainOptions
+from prunecli.options.train import TrainOptions
 from prunecli.surgery import Plan
 from prunecli.training import Hook, Run
 
 ROOT = Path(__file__).parent.parent
-
-
-def finetune(path: Path) -> checkpoints.Checkpoint:
-    """What `finetune` writes of a checkpoint, with no options."""
-    output = str(path.with_name("finetuned.safetensors"))
-    prunecli.finetune(FinetuneOptions(checkpoint=str(path), output=output, threads=1))
-    return checkpoints.load(output)
 
 
 class Recording(Hook):

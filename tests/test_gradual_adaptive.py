@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradual import KillAt, Killed, check_resumed, gradients, live, prune, train
+from gradual import KillAt, Killed, check_resumed, finetune, gradients, live, prune, train
 from torch import Tensor
 
 import prunecli
@@ -302,3 +302,29 @@ def test_a_one_sided_budget_that_took_too_much_is_told(tmp_path: Path) -> None:
     run.hook.end(run)
     (warning,) = said
     assert "beside the 50.0% that were asked: a one-sided budget does not pull back" in warning
+
+
+def test_the_log_of_a_network_that_was_cut_counts_the_original_one(tmp_path: Path) -> None:
+    train(tmp_path)
+    prune(tmp_path / "x.safetensors", method="l1", sparsity=0.5, epochs=None, batch_size=None, lr=None)
+    arguments = ("mode=bs", "min_weights=1")
+    output = str(tmp_path / "second.safetensors")
+    second = prune(tmp_path / "pruned.safetensors", output=output, method=METHOD, sparsity=0.5, method_arg=arguments)
+    log = second.sidecar.metrics.curve[-1].method
+    assert log["sparsity"] == pytest.approx(1 - log["params"] / 61706, abs=1e-6)
+
+
+def test_a_snapshot_of_the_beginning_goes_on_with_its_means(tmp_path: Path) -> None:
+    whole = train(tmp_path, method=METHOD, sparsity=0.5, keep="0")
+    rest = finetune(tmp_path / "x.epoch0.safetensors")
+    assert all(torch.equal(rest.weights[name], tensor) for name, tensor in whole.weights.items())
+
+
+def test_a_layer_that_loses_another_share_than_its_limits_is_told(tmp_path: Path) -> None:
+    run, said = live(tmp_path, METHOD, {"limits": "conv3=0.5..0.5"}, {"sparsity": 0.5}), list[str]()
+    run.hook.say = said.append
+    weight = run.network.conv3.weight  # nine tenths are far below the bound, at 0.67 standard deviations
+    weight.data.copy_(torch.where(torch.arange(weight.numel()) % 10 == 0, 1.0, 1e-3).view_as(weight))
+    weight.data.sub_(weight.data.mean())
+    run.hook.end(run)
+    assert any("conv3 loses 90.0%, beside its limits of 50.0% to 50.0%" in line for line in said)

@@ -205,3 +205,13 @@ def test_filters_under_a_weight_norm_are_refused_before_training(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(PruneError, match="0 has a weight norm"):
         train(tmp_path, arch="normed:Normed", trust=("normed",), image_size=8, method="sfp", sparsity=0.5, epochs=1)
+
+
+def test_channels_that_a_shortcut_appends_count_as_outputs_behind_projections(tmp_path: Path) -> None:
+    run = live(tmp_path, "psfp", {}, {"sparsity": 0.5}, arch="resnet20", arch_arg=("width=4",))
+    run.hook.soften(run, 4)
+    zeroed = {n for n, p in run.network.named_parameters() if p.ndim == 4 and zeros(run, n)}
+    blocks = [(stage, block) for stage in (1, 2, 3) for block in (0, 1, 2)]
+    assert zeroed == {"conv1.weight", *(f"layer{s}.{b}.conv1.weight" for s, b in blocks)} | {
+        f"layer1.{block}.conv2.weight" for block in (0, 1, 2)
+    }

@@ -119,3 +119,17 @@ def test_what_it_does_not_take_is_refused_before_training(tmp_path: Path, option
         train(tmp_path, **({"method": "swd", "sparsity": 0.5} | options))
     assert words in error.value.message + error.value.hint
     assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_whose_weights_are_all_among_the_smallest_keeps_the_largest_and_the_count_is_exact(
+    tmp_path: Path,
+) -> None:
+    run, say = live(tmp_path, "swd", {}, {"sparsity": 0.9}), Listening()
+    run.hook.say = say
+    run.network.conv2.weight.data.mul_(1e-6)
+    largest = run.network.conv2.weight.detach().abs().argmax()
+    run.hook.end(run)
+    assert run.masks["conv2.weight"].flatten().nonzero().flatten().tolist() == [int(largest)]
+    sizes = [mask.numel() for mask in run.masks.values()]
+    assert sum(int(mask.sum()) for mask in run.masks.values()) == sum(sizes) - math.floor(0.9 * sum(sizes))
+    assert say.lines == ["warning: conv2: all weights are small, the largest stays"]

@@ -21,7 +21,7 @@ class MethodOptions:
 
     sparsity: float | None = option(
         None,
-        "Share to remove, 0.5 or 50%, of each layer or of all together, as the method (of a one-shot one: --scope) has it.",
+        "Share to remove, 0.5 or 50%, of each layer or of all together, as the method (one-shot: --scope) has it.",
         metavar="SHARE",
         parse=partial(parse_share, flag="--sparsity "),
     )

@@ -51,7 +51,7 @@ class Recipe(Execution):
     betas: str | None = option(None, "Betas of adam and adamw (default: 0.9,0.999).", metavar="B1,B2")
     schedule: str | None = option(
         None,
-        "Learning-rate schedule (train: cosine; finetune, prune, greg1, greg2: constant; scratch: the dense network's).",
+        "Learning-rate schedule (train: cosine; finetune, prune, greg: constant; scratch: the dense network's).",
         metavar="|".join(SCHEDULES),
     )
     milestones: str | None = option(None, "Epochs at which `multistep` multiplies the rate by gamma.", metavar="E,E")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 
+import torch
 from torch import Tensor
 
 from prunecli.checkpoint import Checkpoint
@@ -45,7 +46,9 @@ def fit(
     training = run.training
     if run.masks:
         run.enforce_masks()
-    run.hook.begin(run, say)
+    devices = [run.device] if run.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # numbers that tracing draws are not the run's
+        run.hook.begin(run, say)
     with saving.alone() if saving else nullcontext(), Signals() as signals:
         if saving and (training.epoch, training.step) == (0, 0):
             saving.snapshot(run)

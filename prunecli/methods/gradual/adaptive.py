@@ -34,9 +34,9 @@ from prunecli.training import Hook, Run, State
 
 
 class Started(State):
-    """`centre`: are weights moved to mean zero?"""
+    """`centre`: are weights moved to mean zero? Said when the run begins."""
 
-    centre: bool = True
+    centre: bool | None = None
 
 
 EVERY = 20  # steps between two counts for the status
@@ -54,7 +54,7 @@ class Method(Hook):
     def begin(self, run: Run, say: Say) -> None:
         settings = self.settings
         self.say, self.told, self.learned = say, "", settings.mode == "adaptive"
-        if not run.position:
+        if self.state.centre is None:
             self.state.centre = is_new(run) if settings.centre is None else settings.centre
         self.weights = in_scope(run, settings, say)
         self.parameters = list(self.weights.values())
@@ -105,6 +105,7 @@ class Method(Hook):
                 mask |= magnitudes == magnitudes.max()
                 self.say(f"warning: {layer_of(name)}: no weight is above the bound; the largest stays")
         run.mask(kept)
+        self._tell_of_limits(1 - self._left(sparse) / self.sizes)
         for term in self.terms:
             over = float(term.over(self._left(sparse) / self.sizes)) if term.budget is not None else 0.0
             if abs(over) > 0.01:
@@ -113,12 +114,22 @@ class Method(Hook):
                     way = "a one-sided budget does not pull back: lower strength (0.4) and raise bound_rate (5)"
                 self.say(f"warning: {over:+.1%} is left beside the {term.budget:.1%} that were asked: {way}")
 
+    def _tell_of_limits(self, gone: Tensor) -> None:
+        """Say which layers lose another share than their limits name, which are on the bounds: `gone` [layers]."""
+        low, high = (1 - remaining(bound) for bound in self.range)
+        for name, share, least, most in zip(self.weights, *(t.tolist() for t in (gone, low, high)), strict=True):
+            if self.settings.limits and not least - 0.01 <= share <= most + 0.01:
+                self.say(
+                    f"warning: {layer_of(name)} loses {share:.1%}, beside its limits of {least:.1%} to {most:.1%}: "
+                    "these are on its bound, and its weights are not Gaussian"
+                )
+
     def numbers(self, run: Run) -> dict[str, float]:
         sparse = self._sparse()
         left = self._left(sparse)
         gone, sums = (self.sizes - left).tolist(), run.sums()
         told = {
-            "sparsity": sums["sparsity"] + sum(gone) / sum(p.numel() for p in run.network.parameters()),
+            "sparsity": 1 - (1 - sums["sparsity"]) * (1 - sum(gone) / sums["params"]),
             "macs": sums["macs"] - sum(n * run.cost.positions[w] for n, w in zip(gone, self.weights, strict=True)),
             "params": sums["params"] - sum(gone),
             "density": float(left.sum() / self.sizes.sum()),

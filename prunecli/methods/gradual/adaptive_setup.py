@@ -43,7 +43,9 @@ class Settings(Target, frozen=True, kw_only=True):
     one_sided: Annotated[
         bool, Meta(description="choice of max(D - B, 0) as the loss of a budget, which does not pull back")
     ] = False
-    limits: Annotated[str, Meta(description="table of least and largest shares: conv*=0.2..0.6,fc=..0.9")] = ""
+    limits: Annotated[
+        str, Meta(description="table of least and largest shares, of Gaussian weights: conv*=0.2..0.6,fc=..0.9")
+    ] = ""
     ste: Annotated[bool, Meta(description="straight-through estimator: removed weights get gradients")] = True
     centre: Annotated[
         bool | None, Meta(description="shift of each layer to mean zero in every step (default: of a new network)")
@@ -86,7 +88,7 @@ def parse_limits(text: str) -> dict[str, tuple[float, float]]:
 
 def in_scope(run: Run, settings: Settings, say: Say) -> dict[str, nn.Parameter]:
     """The weights that get a bound. Raises `UsageError` and `TargetError` as `layers.weights` does."""
-    able = weights(run, settings)
+    able = weights(run, settings, say)
     require_matches(settings.ratios, [layer_of(name) for name in able], "--ratios")
     last = [name for name in run.cost.positions if name in dict(run.network.named_parameters())][-1]
     chosen = {

@@ -46,6 +46,11 @@ class Filters:
         return [found[axis] for axis in self.group.outputs]
 
     @property
+    def appended(self) -> list[str]:
+        """The weights that make further channels too, which cannot be cut: those that a shortcut appends as zeros."""
+        return [m.tensor for m in self.producers if bool((m.unit < 0).any())]
+
+    @property
     def scorers(self) -> list[Member]:
         """Producers that make every unit once: the projection or, where there is none, the first (in a first stage the
         stem), then those that make units of their own."""

@@ -15,6 +15,7 @@ from prunecli.criteria import Scorer, l1, l2
 from prunecli.criteria.gradients import add_gradients, add_magnitudes, add_products, signed, taylor
 from prunecli.errors import UsageError
 from prunecli.methods.gradual.filters import Filters, unit_scores
+from prunecli.methods.gradual.saved import check, check_all
 from prunecli.surgery.structure import layer_of
 
 Criterion = Literal["gn_g", "gn_s", "tw", "taylor", "l1", "l2"]
@@ -38,6 +39,9 @@ class Gathered:
             for name in self.layers:
                 if not isinstance(network.get_submodule(layer_of(name)), _ConvNd | nn.Linear):
                     raise _unheard(name)
+            check("scores", sums, {n: (_channels(network, n),) for n in self.layers}, torch.float32)
+        elif sums:
+            check_all("scores", sums, {name: weight.shape for name, weight in self.layers.items()}, torch.float32)
 
     @property
     def of_gradients(self) -> bool:
@@ -78,7 +82,7 @@ class Gathered:
 
     def _hear(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         axis = output.ndim - 1 if isinstance(module, nn.Linear) else 1
-        activation = output.detach()
+        activation = output.detach().relu()  # a copy: what comes next may work in place
 
         def add(gradient: Tensor) -> None:
             found = taylor(activation, gradient, axis)
@@ -88,6 +92,12 @@ class Gathered:
             output.register_hook(add)
         else:  # all before it is frozen
             add(torch.zeros_like(activation))
+
+
+def _channels(network: nn.Module, name: str) -> int:
+    """Of the output of the layer with this weight."""
+    layer = network.get_submodule(layer_of(name))
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
 
 def _unheard(name: str) -> UsageError:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prunecli.errors import UsageError
 from prunecli.methods.gradual.filters import remove
 from prunecli.methods.gradual.parts import Part, filter_parts, pick, weight_parts
+from prunecli.methods.gradual.saved import check
 from prunecli.methods.gradual.settings import Positive, Target
 from prunecli.methods.outcome import listed
 from prunecli.progress import Say, silent
@@ -81,7 +82,7 @@ class Growing(Hook, ABC):
         """The parts to work on, the same when a run begins and when it goes on."""
         if self.growth.structure == "filters":
             return filter_parts(run, self.growth, say)
-        return weight_parts(run, self.growth)
+        return weight_parts(run, self.growth, say)
 
     def choose(self, run: Run, say: Say) -> None:
         """Before an increment, the one of number `self.made`: what is to go may be put into `pruned`."""
@@ -105,6 +106,7 @@ class Growing(Hook, ABC):
             _warn_of_instability(run, self.growth.tau, say)
         self.parts = self.scope(run, say)
         self.weights = {name: weight for part in self.parts for name, weight in part.weights.items()}
+        check("pruned", self.pruned, {name: s for part in self.parts for name, s in part.shapes().items()}, torch.bool)
         self.made = math.ceil(_done(run) / self.growth.k_u)  # increments, as if none had stopped
         if _done(run) == 0:
             self.choose(run, say)

@@ -26,7 +26,8 @@ from prunecli.training import Run
 def importing_parts(run: Run, settings: Growth) -> list[Part]:
     """Every layer in scope, since a file names its layers itself: block outputs, shortcuts and linear layers too."""
     all_layers = Target(only=settings.only or ["*"], skip=settings.skip, sparsity=0.5)
-    return filter_parts(run, all_layers, silent) if settings.structure == "filters" else weight_parts(run, all_layers)
+    found = filter_parts if settings.structure == "filters" else weight_parts
+    return found(run, all_layers, silent)
 
 
 def imported(run: Run, parts: Sequence[Part], file: str) -> dict[str, Tensor]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from prunecli.errors import TargetError
 from prunecli.methods.gradual.settings import Layers
 from prunecli.methods.groups import Wanted
 from prunecli.methods.outcome import listed
+from prunecli.progress import Say
 from prunecli.surgery.structure import layer_of
 from prunecli.training import Run
 
 
-def weights(run: Run, layers: Layers, *, biases: bool = False) -> dict[str, nn.Parameter]:
+def weights(run: Run, layers: Layers, say: Say, *, biases: bool = False) -> dict[str, nn.Parameter]:
     """The weights that multiply (no normalisation) of the layers in scope, in the order in which they act.
 
-    With `biases`, those of these layers follow.
+    With `biases`, those of these layers follow. What is not trained is left out, with a warning.
 
     Raises `UsageError` for a pattern that names no layer, `TargetError` when nothing is left.
     """
@@ -29,8 +32,22 @@ def weights(run: Run, layers: Layers, *, biases: bool = False) -> dict[str, nn.P
             f"nothing to prune: {wanted.leaves('no weight')}",
             f"weights are in {listed([layer_of(name) for name in able])}",
         )
+    chosen = trained(chosen, say)
     added = [f"{layer_of(name)}.bias" for name in chosen] if biases else []
-    return chosen | {name: parameters[name] for name in added if name in parameters}
+    return chosen | {n: parameters[n] for n in added if n in parameters and parameters[n].requires_grad}
+
+
+def trained(found: Mapping[str, nn.Parameter], say: Say) -> dict[str, nn.Parameter]:
+    """Those of `found` that are trained, the others in a warning: no penalty moves them.
+
+    Raises `TargetError` when none is.
+    """
+    frozen = [layer_of(name) for name, parameter in found.items() if not parameter.requires_grad]
+    if len(frozen) == len(found):
+        raise TargetError(f"nothing to prune: {listed(frozen)} not trained", "unfreeze weights, or use --method l1")
+    if frozen:
+        say(f"warning: {listed(frozen)} left as is: not trained")
+    return {name: parameter for name, parameter in found.items() if parameter.requires_grad}
 
 
 def is_new(run: Run) -> bool:

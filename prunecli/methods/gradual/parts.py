@@ -16,7 +16,7 @@ from prunecli.allocate.patterns import require_matches, share_of
 from prunecli.data import Order
 from prunecli.errors import TargetError
 from prunecli.methods.gradual.filters import Filters, filters, rows, spread
-from prunecli.methods.gradual.layers import weights
+from prunecli.methods.gradual.layers import trained, weights
 from prunecli.methods.gradual.settings import Target
 from prunecli.progress import Say
 from prunecli.surgery import Member
@@ -49,6 +49,12 @@ class Part:
             total.index_add_(0, member.unit.to(slices.device)[own], slices[own].to(total.dtype))
         return total
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of `masks`."""
+        if not self.members:
+            return {name: weight.shape for name, weight in self.weights.items()}
+        return {m.tensor: spread(m.unit, m.axis, self.weights[m.tensor]).shape for m in self.members}
+
     def masks(self, chosen: Tensor) -> dict[str, Tensor]:
         """True for what units belong to that are `chosen`, bool [units], in shapes that broadcast over the weights."""
         if not self.members:
@@ -74,9 +80,11 @@ def filter_parts(run: Run, settings: Target, say: Say) -> list[Part]:
             "nothing to prune: no convolution but the first one has filters that are its alone",
             "name layers, block outputs too: --only 'layer1.*'; or prune weights: --method-arg structure=weights",
         )
+    able = trained({m.tensor: parameters[m.tensor] for group in found.values() for m in group.producers}, say)
     return [
         Part(key, group.share, {m.tensor: parameters[m.tensor] for m in group.producers}, group.producers)
         for key, group in found.items()
+        if able.keys() >= {m.tensor for m in group.producers}
     ]
 
 
@@ -86,12 +94,12 @@ def _alone(group: Filters, stem: str | None) -> bool:
     return not others and first.tensor != stem and bool((first.unit >= 0).all())
 
 
-def weight_parts(run: Run, settings: Target) -> list[Part]:
+def weight_parts(run: Run, settings: Target, say: Say) -> list[Part]:
     """The weights of every layer that is named or, where none is, of all layers but the first.
 
     Raises as `filter_parts`.
     """
-    found = weights(run, settings)
+    found = weights(run, settings, say)
     require_matches(settings.ratios, [layer_of(name) for name in found], "--ratios")
     if not settings.only and not settings.ratios:
         found.pop(next(iter(run.cost.positions)), None)

@@ -22,9 +22,10 @@ from msgspec import Meta, field
 from torch import Tensor
 
 from prunecli.allocate.counts import GUARD
-from prunecli.errors import TargetError, UsageError
+from prunecli.errors import DamagedError, TargetError, UsageError
 from prunecli.methods.gradual.filters import Filters, filters, slices, strongest, zero
 from prunecli.methods.gradual.gathered import Criterion, Gathered
+from prunecli.methods.gradual.saved import HINT
 from prunecli.methods.gradual.settings import Target
 from prunecli.progress import Say, silent
 from prunecli.surgery import Member, Plan
@@ -45,7 +46,7 @@ class Settings(Target, frozen=True, kw_only=True):
     ] = "weights"
     residual: Annotated[
         Literal["shared", "no-downsample"],
-        Meta(description="shared, or no-downsample: outputs of stages behind a projection are left whole"),
+        Meta(description="shared, or no-downsample: outputs behind projections, or with appended channels, stay whole"),
     ] = "shared"
 
 
@@ -74,9 +75,11 @@ class Method(Hook):
         found = filters(run, self.settings, say, structure=None if first else run.structure())
         if first:
             whole = self.settings.residual == "no-downsample"
-            wanted = {key: f for key, f in found.items() if not (whole and f.projection)}
+            wanted = {key: f for key, f in found.items() if not (whole and (f.projection or f.appended))}
             self.state.units = {key: f.group.units for key, f in wanted.items()}
             self.state.projections = {key: f.projection for key, f in wanted.items() if f.projection}
+        if not first and not self.state.units:
+            raise DamagedError("training: no units of --method " + str(run.training.method.name), HINT)
         if not self.state.units:
             raise TargetError("nothing to prune: all layers are residual outputs", "add --method-arg residual=shared")
         found = self._as_before(found)

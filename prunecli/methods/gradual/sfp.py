@@ -21,7 +21,7 @@ from prunecli.progress import Say
 from prunecli.surgery.ledger import Axis
 from prunecli.training import Hook, Run
 
-OUTPUTS = "prune layers whose outputs are added to a projection's"
+OUTPUTS = "prune layers whose outputs are added to a projection's, or to a shortcut with channels appended"
 
 
 class Settings(Target, frozen=True, kw_only=True):
@@ -62,7 +62,12 @@ class Method(Hook):
 
     def weakest(self, run: Run, growth: float) -> dict[Axis, Tensor]:
         """The filters to zero at the rate P times `growth`, by the axis that they are slices of: bool [filters]."""
-        shares = {(m.tensor, m.axis): f.share for f in self.filters for m in f.producers if m.tensor != f.projection}
+        shares = {
+            (m.tensor, m.axis): f.share
+            for f in self.filters
+            for m in f.producers
+            if m.tensor != f.projection and (self.settings.outputs or m.tensor not in f.appended)
+        }
         gone = {}
         for (name, axis), share in shares.items():
             norms = l2(run.network.get_parameter(name).detach().movedim(axis, 0).flatten(1))

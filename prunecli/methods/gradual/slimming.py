@@ -16,6 +16,7 @@ import torch
 from msgspec import Meta, field
 from torch import Tensor, nn
 
+from prunecli.errors import TargetError
 from prunecli.methods import METHODS
 from prunecli.methods.gradual import scales
 from prunecli.methods.gradual.layers import is_new
@@ -63,6 +64,10 @@ class Method(Hook):
         if self.settings.only or self.settings.skip:
             behind = {member.tensor for group in groups.values() for member in group.members}
             self.gammas = {name: gamma for name, gamma in self.gammas.items() if name in behind}
+        if not any(gamma.requires_grad for gamma in self.gammas.values()):
+            raise TargetError(
+                "--method slimming: no scale of a batch norm is trained", "unfreeze them, or use --method l1"
+            )
         if not run.position and is_new(run):
             for gamma in self.gammas.values():
                 gamma.data.fill_(self.settings.gamma)

@@ -23,6 +23,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from prunecli.methods.gradual import structures
+from prunecli.methods.gradual.saved import check_all
 from prunecli.methods.gradual.settings import Layers, Positive
 from prunecli.progress import Say
 from prunecli.training import Hook, Run
@@ -58,6 +59,10 @@ class Method(Hook):
             ones = {s.name: parameters[s.name].new_ones(s.count, requires_grad=False) for s in self.scaled}
             self.tensors["lambda"] = ones
             self.tensors["velocity"] = {name: torch.zeros_like(factor) for name, factor in ones.items()}
+        for kind in ("lambda", "velocity"):
+            saved = self.tensors.get(kind, {})
+            check_all(kind, saved, {s.name: (s.count,) for s in self.scaled}, torch.float32)
+            self.tensors[kind] = {s.name: saved[s.name] for s in self.scaled}  # in this order
         self._aside: list[Tensor] = []
 
     def before_forward(self, run: Run) -> None:

@@ -11,14 +11,18 @@ from torch.nn.modules.conv import _ConvNd
 
 from prunecli.errors import TargetError
 from prunecli.methods.gradual import scales
+from prunecli.methods.gradual.filters import rows
+from prunecli.methods.gradual.filters import spread as along
 from prunecli.methods.gradual.settings import Layers
 from prunecli.methods.groups import Wanted, choose
 from prunecli.methods.outcome import by_reason, left_alone, listed
 from prunecli.progress import Say
-from prunecli.surgery import Plan, branches
+from prunecli.surgery import Group, Plan, branches
 from prunecli.surgery.branches import Branch, modules_of, scale_behind
 from prunecli.surgery.graph import graph_of
 from prunecli.surgery.structure import layer_of
+from prunecli.surgery.twin import twin_of
+from prunecli.surgery.within import tensors_in
 from prunecli.training import Run
 
 FLAG = "--method sss: --method-arg structures"
@@ -70,17 +74,45 @@ def remove(scaled: Sequence[Scaled], factors: Mapping[str, Tensor], run: Run, la
     if any(s.branch for s in scaled):
         return
     structure, plan = run.structure(), Plan()
+    dead: dict[str, Tensor] = {}
     for key, group in choose(structure, Wanted(layers.only, layers.skip)).groups.items():
         members = [member for member in group.members if member.tensor in factors]
         alive = torch.zeros(group.units + 1, dtype=torch.bool)
         for member in members:
             kept = spread(factors[member.tensor], member.unit) != 0
             alive[member.unit[kept.cpu()]] = True
-        if members:
-            plan.kept[key] = alive[:-1].nonzero()[:, 0].tolist() or [0]
-            if not bool(alive[:-1].any()):
+        if members and not bool(alive[:-1].all()):
+            dead[key] = ~alive[:-1]
+    if fed := _still_read(run, [(structure.by_key[key], gone) for key, gone in dead.items()]):
+        say(f"warning: {listed(fed)} left whole: what has no factor makes these channels, too, or reads them")
+    for key, gone in dead.items():
+        if key not in fed:
+            plan.kept[key] = (~gone).nonzero()[:, 0].tolist() or [0]
+            if bool(gone.all()):
                 say(f"warning: {key} keeps one unit: a layer never loses all")
     run.shrink(structure, plan)
+
+
+def _still_read(run: Run, dead: Sequence[tuple[Group, Tensor]]) -> list[str]:
+    """The keys of groups whose `dead` units, bool [units], reach the network's output: it changes without them."""
+    twin, inputs = twin_of(run.network, None).eval(), run.examples()[1]
+    parameters = dict(twin.named_parameters())
+    devices = [x.device for x in inputs if x.is_cuda]
+    found = []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        whole = [*tensors_in(twin(*inputs))]
+        for group, gone in dead:
+            makers = [m for m in group.members if (m.tensor, m.axis) in {*group.outputs}]
+            before = {m.tensor: parameters[m.tensor].clone() for m in makers}
+            for m in makers:
+                mine = rows(m, gone.nonzero()[:, 0])
+                parameters[m.tensor].masked_fill_(along(mine, m.axis, parameters[m.tensor]), 0)
+            pairs = zip(whole, tensors_in(twin(*inputs)), strict=True)
+            if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(a.abs().max())) for a, b in pairs):
+                found.append(group.key)
+            for name, values in before.items():
+                parameters[name].copy_(values)
+    return found
 
 
 def spread(factor: Tensor, like: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from prunecli.allocate.masks import lowest
+from prunecli.allocate.masks import by_rank, lowest
 from prunecli.errors import UsageError
 from prunecli.methods.gradual.layers import weights
 from prunecli.methods.gradual.settings import Layers, Positive, Share
+from prunecli.methods.outcome import listed
 from prunecli.progress import Say, short
+from prunecli.surgery.structure import layer_of
 from prunecli.training import Hook, Run
 from prunecli.training.schedule import factor
 
@@ -50,8 +52,9 @@ class Method(Hook):
         self.settings = settings
 
     def begin(self, run: Run, say: Say) -> None:
+        self.say = say
         self.mu = decay(run, self.settings.mu)
-        self.weights = weights(run, self.settings, biases=self.settings.biases)
+        self.weights = weights(run, self.settings, say, biases=self.settings.biases)
         self.count = math.floor(sum(w.numel() for w in self.weights.values()) * self.settings.sparsity + 1e-9)
         warn_of_instability(run, self.settings, self.mu, say)
 
@@ -62,7 +65,12 @@ class Method(Hook):
         torch._foreach_add_(gradients, chosen, alpha=self.strength(run) * self.mu)
 
     def end(self, run: Run) -> None:
-        run.mask({name: ~gone for name, gone in zip(self.weights, self._smallest(), strict=True)})
+        sizes = {name: weight.detach().abs() for name, weight in self.weights.items()}
+        least = {name: int(weight.ndim > 1) for name, weight in self.weights.items()}  # with none nothing gets through
+        kept, held = by_rank(sizes, {}, self.count, least)
+        if held:
+            self.say(f"warning: {listed([layer_of(name) for name in held])}: all weights are small, the largest stays")
+        run.mask(kept)
 
     def strength(self, run: Run) -> float:
         """a(s) = a_min (a_max / a_min)^(s / S) at step s of S, equation 3."""
