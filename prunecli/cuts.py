@@ -54,6 +54,8 @@ class Gone(Strict, kw_only=True):
 
     def __post_init__(self) -> None:
         elements(self.shape)
+        if self.positions and len(self.shape) < 2:
+            raise ValueError("positions of a parameter that is no weight of a layer")
 
 
 class Surgery(Strict, kw_only=True):

@@ -71,8 +71,8 @@ class Stderr:
 
 
 def short(value: float) -> str:
-    """Three digits, and from a thousand on k, M or G: 0.0123, 61.7k."""
+    """Three digits, and from a thousand to a trillion k, M or G: 0.0123, 61.7k."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= 0.9995 * size:
+        if 1e12 > value >= 0.9995 * size:
             return f"{value / size:.3g}{unit}" if value < 999.5 * size else f"{value / size:.0f}{unit}"
     return f"{value:.3g}"

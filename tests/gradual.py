@@ -69,10 +69,10 @@ def prune(source: Path, say: Say = silent, **options: Any) -> Checkpoint:
     return checkpoints.load(made.output)
 
 
-def finetune(path: Path) -> Checkpoint:
-    """What `finetune` writes of a checkpoint, with no options."""
+def finetune(path: Path, **options: Any) -> Checkpoint:
+    """What `finetune` writes of a checkpoint; without `options` its run goes on."""
     output = str(path.with_name("finetuned.safetensors"))
-    prunecli.finetune(FinetuneOptions(checkpoint=str(path), output=output, threads=1))
+    prunecli.finetune(FinetuneOptions(checkpoint=str(path), output=output, threads=1, **options))
     return checkpoints.load(output)
 
 

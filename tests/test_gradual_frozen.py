@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from gradual import KillAt, Killed, Listening, check_resumed, train
+from gradual import KillAt, Killed, Listening, check_resumed, finetune, prune, train
 from torch import Tensor, nn
 
 from prunecli import checkpoint as checkpoints
 from prunecli.checkpoint import to_array, to_tensor
 from prunecli.errors import DamagedError, TargetError
+from prunecli.methods import gradual
 
 TINY: dict[str, Any] = {"trust": (__name__,), "image_size": 8, "batch_size": 700, "epochs": 1}
 
@@ -127,3 +128,44 @@ def test_tensors_of_a_method_that_are_not_its_own_are_refused(
     checkpoints.save(saved, partial)
     with pytest.raises(DamagedError, match=words):
         train(tmp_path, resume=True, **options)
+
+
+class TwoHeads(Plain):
+    """Returns an auxiliary head, too."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x = super().forward(x)
+        return x, 0.5 * x
+
+
+def test_a_network_of_several_outputs_is_pruned(tmp_path: Path) -> None:
+    made = train(tmp_path, method="sfp", sparsity=0.5, **TINY | {"arch": f"{__name__}:TwoHeads"})
+    assert [len(made.weights[name]) for name in ("0.weight", "3.weight")] == [4, 4]
+
+
+def test_layers_of_one_filter_do_not_stop_a_resumed_run(tmp_path: Path) -> None:
+    options = {"method": "rpgp", "sparsity": 0.9, "method_arg": ("r=1",), "epochs": 5}
+    check_resumed(tmp_path, 26, **options)  # in the last epoch: after the fourth one of conv1's six filters is left
+
+
+def test_a_path_in_a_sidecar_is_not_opened(tmp_path: Path) -> None:
+    made = train(tmp_path, epochs=1, keep="0")
+    assert made.path
+    snapshot = checkpoints.load(made.path.with_name("x.epoch0.safetensors"))
+    assert snapshot.sidecar.training
+    snapshot.sidecar.training.method = gradual.resolve("greg1", {}, {"indices": "/dev/zero"})
+    checkpoints.save(snapshot, tmp_path / "forged.safetensors")
+    with pytest.raises(DamagedError, match="indices of --method greg1 is no SHA-256 but '/dev/zero'"):
+        finetune(tmp_path / "forged.safetensors")
+
+
+def test_a_snapshot_in_the_middle_of_a_method_can_be_pruned_and_goes_on_without_it(tmp_path: Path) -> None:
+    heard = Listening()
+    train(tmp_path, method="sss", keep="1", **TINY | {"arch": f"{__name__}:Plain", "epochs": 2})
+    prune_once = {"method": "l1", "sparsity": 0.5, "epochs": None, "batch_size": None, "lr": None}
+    made = prune(tmp_path / "x.epoch1.safetensors", say=heard, trust=(__name__,), **prune_once)
+    assert "in the middle of --method sss, whose lambda, velocity beside the weights are left out" in heard.lines[0]
+    tuned = finetune(tmp_path / "pruned.safetensors", trust=(__name__,))
+    assert len(tuned.weights["0.weight"]) == len(made.weights["0.weight"]) == 4
+    assert tuned.sidecar.training
+    assert tuned.sidecar.training.epoch == 2

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from gradual import Listening, check_resumed, live, prune, train
 
+from prunecli import checkpoint as checkpoints
 from prunecli.errors import PruneError
 from prunecli.methods.gradual import psfp
-from prunecli.progress import Silent
 from prunecli.training import Run
 
 RESNET = {"arch": "resnet20", "arch_arg": ("width=4", "shortcut=projection"), "data": "digits"}
@@ -27,6 +27,13 @@ def step(run: Run) -> None:
     run.optimizer.zero_grad()
     F.cross_entropy(run.network(x), torch.arange(16) % 10).backward()
     run.optimizer.step()
+
+
+def softened(*args: Any, **options: Any) -> Run:
+    """A live run whose first step has begun."""
+    run = live(*args, **options)
+    run.hook.before_forward(run)
+    return run
 
 
 def zeros(run: Run, name: str, axis: int = 0) -> list[int]:
@@ -47,7 +54,7 @@ def test_the_rate_grows_through_the_points_of_its_curve(curve: str, eighth: floa
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_weakest_filters_and_their_momentum_are_zeroed_and_nothing_else(tmp_path: Path, optimizer: str) -> None:
-    run = live(tmp_path, "sfp", {}, {"sparsity": 0.5}, optimizer=optimizer)
+    run = softened(tmp_path, "sfp", {}, {"sparsity": 0.5}, optimizer=optimizer)
     step(run)
     before = {name: p.detach().clone() for name, p in run.network.named_parameters()}
     moments = {n: [t.clone() for t in _moments(run, n)] for n in before}
@@ -70,15 +77,15 @@ def _moments(run: Run, name: str) -> list[torch.Tensor]:
 
 
 def test_of_equal_filters_exactly_the_count_is_zeroed_before_the_first_step(tmp_path: Path) -> None:
-    run = live(tmp_path, "sfp", {}, {"sparsity": 0.3})
+    run = softened(tmp_path, "sfp", {}, {"sparsity": 0.3})
     for parameter in run.network.parameters():
         parameter.data.fill_(0.5)
-    run.hook.begin(run, Silent())
+    run.hook.before_forward(run)
     assert [zeros(run, f"conv{i}.weight") for i in (1, 2, 3)] == [[0], [*range(4)], [*range(36)]]  # of 6, 16 and 120
 
 
 def test_zeroed_filters_recover_where_their_bias_passes_the_relu(tmp_path: Path) -> None:
-    run = live(tmp_path, "sfp", {}, {"sparsity": 0.5})
+    run = softened(tmp_path, "sfp", {}, {"sparsity": 0.5})
     gone = zeros(run, "conv2.weight")
     assert len(gone) == 8
     bias = run.network.get_parameter("conv2.bias")
@@ -89,7 +96,7 @@ def test_zeroed_filters_recover_where_their_bias_passes_the_relu(tmp_path: Path)
 
 @pytest.mark.parametrize("method", ["sfp", "psfp"])
 def test_at_the_end_the_zeroed_filters_are_cut_and_the_output_stays(tmp_path: Path, method: str) -> None:
-    run = live(tmp_path, method, {}, {"sparsity": 0.5})
+    run = softened(tmp_path, method, {}, {"sparsity": 0.5})
     run.training.epoch = run.training.epochs - 1
     step(run)
     run.hook.after_epoch(run)
@@ -130,7 +137,7 @@ def test_the_curve_of_pgp_clears_all_of_a_weak_filter(tmp_path: Path) -> None:
 
 
 def test_constants_that_borders_make_approximate_are_told(tmp_path: Path) -> None:
-    run = live(tmp_path, "sfp", {}, {"sparsity": 0.5}, **RESNET)
+    run = softened(tmp_path, "sfp", {}, {"sparsity": 0.5}, **RESNET)
     run.network.get_parameter("layer1.0.bn1.bias").data.fill_(1.0)
     run.hook.say = Listening()
     run.hook.end(run)
@@ -139,7 +146,7 @@ def test_constants_that_borders_make_approximate_are_told(tmp_path: Path) -> Non
 
 
 def test_in_residual_stages_layers_choose_alone_and_projections_are_left(tmp_path: Path) -> None:
-    run = live(tmp_path, "sfp", {}, {"sparsity": 0.5}, **RESNET)
+    run = softened(tmp_path, "sfp", {}, {"sparsity": 0.5}, **RESNET)
     weights = [n for n, p in run.network.named_parameters() if p.ndim == 4]
     for name in weights:
         count = 0 if "downsample" in name else len(run.network.get_parameter(name)) // 2
@@ -153,7 +160,7 @@ def test_in_residual_stages_layers_choose_alone_and_projections_are_left(tmp_pat
 
 
 def test_outputs_behind_projections_may_be_left_whole(tmp_path: Path) -> None:
-    run = live(tmp_path, "sfp", {"outputs": False}, {"sparsity": 0.5}, **RESNET)
+    run = softened(tmp_path, "sfp", {"outputs": False}, {"sparsity": 0.5}, **RESNET)
     whole = {n for n, p in run.network.named_parameters() if p.ndim == 4 and not zeros(run, n)}
     outputs = {f"layer{stage}.{block}.conv2.weight" for stage in (2, 3) for block in (0, 1, 2)}
     assert whole == outputs | {f"layer{stage}.0.downsample.0.weight" for stage in (2, 3)}
@@ -215,3 +222,12 @@ def test_channels_that_a_shortcut_appends_count_as_outputs_behind_projections(tm
     assert zeroed == {"conv1.weight", *(f"layer{s}.{b}.conv1.weight" for s, b in blocks)} | {
         f"layer1.{block}.conv2.weight" for block in (0, 1, 2)
     }
+
+
+def test_the_snapshot_of_the_beginning_has_whole_filters(tmp_path: Path) -> None:
+    plain, soft = tmp_path / "plain", tmp_path / "soft"
+    for folder, options in ((plain, {}), (soft, {"method": "sfp", "sparsity": 0.5})):
+        folder.mkdir()
+        train(folder, epochs=1, keep="0", **options)
+    first, second = (checkpoints.load(folder / "x.epoch0.safetensors").weights for folder in (plain, soft))
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())

@@ -239,6 +239,11 @@ def test_every_other_command_takes_the_result(cut: Path, tmp_path: Path) -> None
         prunecli.scratch(
             ScratchOptions(checkpoint=str(cut), shape="guided", epochs=0, output=str(tmp_path / "g.safetensors"))
         )
+    wide = prunecli.scratch(
+        ScratchOptions(checkpoint=str(cut), shape="uniform", epochs=0, output=str(tmp_path / "wide.safetensors"))
+    )
+    assert {*wide.checkpoint.trained} == {n for n in wide.checkpoint.weights if n.endswith(("weight", "bias"))}
+    assert any(name.startswith("layer3.1.") for name in wide.checkpoint.trained)
     exported = prunecli.export(ExportOptions(checkpoint=str(cut), output=str(tmp_path / "x.onnx")))
     assert exported.path.stat().st_size < 40_000  # of 75 kB
 
@@ -301,6 +306,7 @@ def test_a_sidecar_that_takes_away_what_it_must_not_is_refused(cut: Path, change
         ({"layer1.0.bn2": {}}, "of layer1.0.bn2, which surgery says is absent"),
         ({"layer3": {}}, "part of layer3"),
         ({"": {}}, "absent"),
+        ({"fc": {"bias": {"shape": [10], "positions": 1}}}, "no weight of a layer"),
         ({"layer9": {"weight": {"shape": [-4]}}}, "shape"),
         ({"layer9": {"weight": {"shape": [2**40, 2**40]}}}, "no tensor has the shape"),
     ],

@@ -34,8 +34,8 @@ def test_a_status_stays_on_one_row_of_the_terminal(columns: int) -> None:
 
 
 def test_numbers_are_short() -> None:
-    assert [short(n) for n in (0, 0.00123456, 0.897, 12, 999.4, 999.6, 61_706, 416_520, 1.2e9, 2e-9)] == [
-        "0", "0.00123", "0.897", "12", "999", "1k", "61.7k", "417k", "1.2G", "2e-09",
+    assert [short(n) for n in (0, 0.00123456, 0.897, 12, 999.4, 999.6, 61_706, 416_520, 1.2e9, 2e-9, 7e25)] == [
+        "0", "0.00123", "0.897", "12", "999", "1k", "61.7k", "417k", "1.2G", "2e-09", "7e+25",
     ]  # fmt: skip
 
 

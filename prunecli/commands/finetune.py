@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from prunecli import checkpoint as checkpoints
 from prunecli import training
+from prunecli.commands import gradual
 from prunecli.commands.running import Written, carry_out
 from prunecli.options import Execution, Recipe
 from prunecli.options.train import FinetuneOptions
@@ -34,6 +35,7 @@ def run(options: FinetuneOptions, say: Say = silent) -> Written:
         flags = ", ".join("--" + name.replace("_", "-") for name in described)
         say(f"a new run because of {flags}: the run at epoch {unfinished.epoch} of {unfinished.epochs} is left")
     if described or not unfinished:
+        gradual.leave(base, say)
         training.begin_again(base, options, carry=options.carry)
     return carry_out("finetune", base, data, options, say)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import TypeVar
 
 import msgspec
 
+from prunecli.checkpoint import Checkpoint
 from prunecli.data import Dataset
-from prunecli.errors import UsageError
+from prunecli.errors import DamagedError, UsageError
 from prunecli.methods import gradual
 from prunecli.options.prune import PruneOptions
 from prunecli.options.train import TrainOptions
+from prunecli.progress import Say
 from prunecli.sidecar import Method
 
 Options = TypeVar("Options", PruneOptions, TrainOptions)
@@ -41,7 +44,7 @@ def by_content(method: Method) -> Method:
 
     Raises `UsageError` for one that cannot be read.
     """
-    if method.name is None or method.state:  # a run that has begun names no files any more
+    if method.name is None:
         return method
     settings = dict(method.settings)
     for key in gradual.GRADUAL[method.name].files:
@@ -52,3 +55,23 @@ def by_content(method: Method) -> Method:
             except OSError as error:
                 raise UsageError(f"--method-arg {key}={name}: {error.strerror}", "name a file that exists") from None
     return msgspec.structs.replace(method, settings=settings)
+
+
+def known(method: Method) -> Method:
+    """The method of a sidecar. Raises `DamagedError` for one that names a file: no path in a sidecar is opened."""
+    for key in gradual.GRADUAL[method.name].files if method.name else ():
+        if (name := method.settings.get(key)) and not re.fullmatch("[0-9a-f]{64}", str(name)):
+            hint = "the sidecar was changed by hand; name files on the command line"
+            raise DamagedError(f"training: {key} of --method {method.name} is no SHA-256 but {str(name)[:80]!r}", hint)
+    return method
+
+
+def leave(checkpoint: Checkpoint, say: Say) -> None:
+    """Take a checkpoint out of the run of a method that it is in the middle of: its weights stay as they are."""
+    training = checkpoint.sidecar.training
+    if training is None or training.method.name is None:
+        return
+    if kinds := [kind for kind, tensors in training.method.tensors.items() if tensors]:
+        where = f"{checkpoint.path}: saved in the middle of --method {training.method.name}"
+        say(f"warning: {where}, whose {', '.join(kinds)} beside the weights are left out")
+    checkpoint.sidecar.training = msgspec.structs.replace(training, method=Method())

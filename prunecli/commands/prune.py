@@ -41,6 +41,7 @@ def run(options: PruneOptions, say: Say = silent) -> PruneResult | Written:
     if not options.dry_run:
         files.check_folder(options.output)
     source = checkpoints.load(options.checkpoint)
+    gradual.leave(source, say)
     target = _target(options, source)
     outcome = _prune(source, options, target)  # whole at once: what cannot be met is refused here
     unscored: list[str] = []

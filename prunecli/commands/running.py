@@ -9,7 +9,7 @@ from typing import Any
 from prunecli import checkpoint as checkpoints
 from prunecli import files, training
 from prunecli.checkpoint import Checkpoint
-from prunecli.commands.gradual import by_content
+from prunecli.commands.gradual import by_content, known
 from prunecli.commands.history import data_used, measured, scored, step
 from prunecli.data import Dataset
 from prunecli.errors import PruneError, UsageError
@@ -76,7 +76,7 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
     run = training.describe(sidecar.training, sidecar.optimizer)
     method = sidecar.training.method
     hook = gradual.hook(method)
-    sidecar.training.method = method = by_content(method)
+    sidecar.training.method = method = by_content(method) if getattr(options, "method", None) else known(method)
     if method.name:
         run |= {"method": method.name, "settings": method.settings, "settings_changed": gradual.changed(method)}
     run["data"] = data_used(data.info)

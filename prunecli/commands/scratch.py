@@ -101,7 +101,9 @@ def _initial(
     )
     initial = Checkpoint(state, sidecar, sha256=source.sha256)
     ratio = macs_ratio(large.sums({}), sums_of(initial))
-    sidecar.training, sidecar.optimizer = scratch_run(options, source, ratio)
+    record, known = source.sidecar.surgery, {*source.trained}  # of a larger shape, what is absent there trains again
+    trained = [name for name, _ in network.named_parameters() if name in known or record.without(name)]
+    sidecar.training, sidecar.optimizer = scratch_run(options, source, trained, ratio)
     if to:
         at_start(to, "--init ticket")
         initial.weights, _ = cut_snapshot(initial, to)

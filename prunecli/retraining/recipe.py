@@ -57,8 +57,8 @@ def fresh(optimizer: Optimizer) -> Optimizer:
     return msgspec.structs.replace(optimizer, state={})
 
 
-def scratch_run(options: ScratchOptions, source: Checkpoint, ratio: float) -> Run:
-    """The run that trained the large network, over the budget's epochs; options that describe a run override it.
+def scratch_run(options: ScratchOptions, source: Checkpoint, trained: list[str], ratio: float) -> Run:
+    """The run that trained the large network, of parameters `trained` over the budget's epochs; options override it.
 
     `ratio`: the large network's MACs over the small one's. Raises `UsageError` when the budget has no epoch.
     """
@@ -73,7 +73,7 @@ def scratch_run(options: ScratchOptions, source: Checkpoint, ratio: float) -> Ru
     unscheduled: dict[str, Any] = dict.fromkeys(SCHEDULE_OPTIONS)  # what they describe is put in place below
     given = dataclasses.replace(options, epochs=epochs, lr=options.lr or rate, **unscheduled)
     base: Sidecar = msgspec.structs.replace(source.sidecar, training=training, optimizer=optimizer)
-    run, settings = recipe.begin(given, source.trained, base)
+    run, settings = recipe.begin(given, trained, base)
     if any(getattr(options, name) is not None for name in SCHEDULE_OPTIONS):
         run.schedule = recipe.schedule(options, training.schedule.kind, run.lr)
     else:

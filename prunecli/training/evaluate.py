@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prunecli import tasks
 from prunecli.data import Split
+from prunecli.surgery.within import tensors_in
 
 BATCH = 512  # examples
 
@@ -40,13 +41,13 @@ def evaluate(
 
 
 def first_outputs(network: nn.Module, split: Split, *, device: str, precision: str) -> Tensor:
-    """What `network` makes of the first 512 examples in eval mode, [N, ...]; its mode is restored."""
+    """The first tensor that `network` makes of the first 512 examples in eval mode, [N, ...]; its mode is restored."""
     was_training = network.training
     network.eval()
     try:
         x, _ = next(iter(split.batches(BATCH, order=None, device=device)))
         with torch.inference_mode(), autocast(precision, device):
-            return network(x).float()  # type: ignore[no-any-return]
+            return next(tensors_in(network(x))).float()
     finally:
         network.train(was_training)
 

@@ -35,6 +35,8 @@ class Gathered:
     def __init__(self, criterion: Criterion, network: nn.Module, names: Iterable[str], sums: dict[str, Tensor]) -> None:
         self.criterion, self.sums = criterion, sums
         self.layers = {name: network.get_parameter(name) for name in names}
+        for name in sums.keys() - self.layers.keys():  # of layers that have one filter by now
+            del sums[name]
         if criterion == "taylor":
             for name in self.layers:
                 if not isinstance(network.get_submodule(layer_of(name)), _ConvNd | nn.Linear):

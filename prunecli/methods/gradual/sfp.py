@@ -43,7 +43,9 @@ class Method(Hook):
         self.filters = [f for f in found if self.settings.outputs or f.projection is None]
         if not self.filters:
             raise TargetError("nothing to prune: all layers are residual outputs", "add --method-arg outputs=true")
-        if (run.training.epoch, run.training.step) == (0, 0):
+
+    def before_forward(self, run: Run) -> None:
+        if (run.training.epoch, run.training.step) == (0, 0):  # a snapshot of the beginning is not softened
             self.soften(run, 0)
 
     def after_epoch(self, run: Run) -> None:
