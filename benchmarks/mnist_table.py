@@ -30,5 +30,11 @@ def main(
     options.out.mkdir(parents=True, exist_ok=True)
     for case in [] if options.table else cases:
         make(options.out, options.mnist, case)
-        options.results.write_text(table(options.out), encoding="utf-8")
-    options.results.write_text(table(options.out), encoding="utf-8")
+        write(options.results, table(options.out))
+    write(options.results, table(options.out))
+
+
+def write(results: Path, text: str) -> None:
+    """Write the table; sections below it, which people wrote, stay."""
+    _, heading, sections = results.read_text("utf-8").partition("\n## ") if results.exists() else ("", "", "")
+    results.write_text(text + heading + sections, encoding="utf-8")
