@@ -11,10 +11,12 @@ import torch
 from gradual import KillAt, Killed, Listening, check_resumed, finetune, prune, train
 from torch import Tensor, nn
 
+import prunecli
 from prunecli import checkpoint as checkpoints
 from prunecli.checkpoint import to_array, to_tensor
 from prunecli.errors import DamagedError, TargetError
 from prunecli.methods import gradual
+from prunecli.options.export import ExportOptions
 
 TINY: dict[str, Any] = {"trust": (__name__,), "image_size": 8, "batch_size": 700, "epochs": 1}
 
@@ -169,3 +171,7 @@ def test_a_snapshot_in_the_middle_of_a_method_can_be_pruned_and_goes_on_without_
     assert len(tuned.weights["0.weight"]) == len(made.weights["0.weight"]) == 4
     assert tuned.sidecar.training
     assert tuned.sidecar.training.epoch == 2
+    output = str(tmp_path / "x.onnx")
+    snapshot = str(tmp_path / "x.epoch1.safetensors")
+    prunecli.export(ExportOptions(checkpoint=snapshot, output=output, trust=(__name__,), inputs="random"), heard)
+    assert heard.lines[-1] == heard.lines[0]

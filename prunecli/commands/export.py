@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunecli import checkpoint as checkpoints
 from prunecli import training
+from prunecli.commands.gradual import leave
 from prunecli.errors import PruneError
 from prunecli.exporting import Difference, Form, describe, to_onnx, verify, write
 from prunecli.exporting.provenance import provenance
@@ -70,6 +71,7 @@ def run(options: ExportOptions, say: Say = silent) -> Exported:
     if options.threads:
         torch.set_num_threads(options.threads)
     source = checkpoints.load(options.checkpoint)
+    leave(source, say)
     network = checkpoints.build(source, trust=options.trust).float()
     form = Form(opset=options.opset, dynamic=options.batch is None, fp16=options.fp16, sparse=options.sparse)
     batches, inputs = _inputs(options, source.sidecar)
