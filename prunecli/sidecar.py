@@ -201,6 +201,7 @@ class Training(Strict, kw_only=True):
     schedule: Curve of the learning rate.
     augment: Whether training images are augmented.
     precision: Number format of the forward pass.
+    clip_grad: Largest 2-norm of the loss' gradient; 0 for any.
     totals: Running sums of the current epoch: loss times examples, examples.
     rng: States of torch's random generators by device; empty when the run is over.
     method: The pruning method that is at work in the run, with its state.
@@ -215,6 +216,7 @@ class Training(Strict, kw_only=True):
     schedule: Schedule
     augment: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
+    clip_grad: Annotated[float, Meta(ge=0)] = 0.0
     totals: list[float] = field(default_factory=list)
     rng: dict[Name, Array] = field(default_factory=dict)
     method: Method = field(default_factory=Method)

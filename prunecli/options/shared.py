@@ -48,6 +48,11 @@ class Recipe(Execution):
     weight_decay: float | None = option(
         None, "Weight decay (default: the checkpoint's, or sgd 5e-4, adam 0, adamw 0.01).", metavar="WD"
     )
+    clip_grad: float | None = option(
+        None,
+        "Scale the loss' gradient down to this 2-norm where it is longer; 0: never (default: the checkpoint's, or 0).",
+        metavar="NORM",
+    )
     betas: str | None = option(None, "Betas of adam and adamw (default: 0.9,0.999).", metavar="B1,B2")
     schedule: str | None = option(
         None,
@@ -84,7 +89,8 @@ class Recipe(Execution):
         for name, low, high, expected in (
             ("epochs", 0, 10**6, "0 or more"), ("batch_size", 1, 10**7, "1 or more"),
             ("lr", 1e-12, 1e6, "a positive rate"), ("momentum", 0, 0.9999999, "0 or more, below 1"),
-            ("weight_decay", 0, 1e6, "0 or more"), ("step_size", 1e-9, 1e9, "a positive number"),
+            ("weight_decay", 0, 1e6, "0 or more"), ("clip_grad", 0, 1e6, "0 or more"),
+            ("step_size", 1e-9, 1e9, "a positive number"),
             ("gamma", 1e-12, 1, "above 0, at most 1"), ("period", 1e-9, 1e9, "a positive number"),
             ("min_lr", 0, 1e6, "0 or more"), ("warmup", 0, 1e6, "0 or more"),
             ("seed", 0, 2**63 - 1, "0 or more"), ("val", 0, 0.9, "a share from 0 to 0.9"),

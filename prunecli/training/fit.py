@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from prunecli.checkpoint import Checkpoint
 from prunecli.data import Dataset, Order, Split
@@ -91,9 +92,11 @@ def _epoch(run: Run) -> Iterator[str]:
         if not math.isfinite(value):
             raise PruneError(
                 f"loss is {value} at step {training.step + 1} of epoch {training.epoch + 1}, learning rate {rate:g}",
-                "lower --lr or add --warmup; the last saved state is kept",
+                "lower --lr, or add --warmup or --clip-grad; the last saved state is kept",
             )
         loss.backward()
+        if training.clip_grad:  # before what methods add, which is no more of the loss than weight decay is
+            clip_grad_norm_([p for group in run.optimizer.param_groups for p in group["params"]], training.clip_grad)
         run.hook.after_backward(run)
         run.optimizer.step()
         if run.masks:
@@ -157,7 +160,7 @@ def _evaluate(run: Run, split: Split) -> dict[str, float]:
             rate, epoch = run.optimizer.param_groups[0]["lr"], min(run.training.epoch + 1, run.training.epochs)
             raise PruneError(
                 f"{name} is {value} on held-out examples after epoch {epoch}, learning rate {rate:g}",
-                "lower --lr or add --warmup; the last saved state is kept",
+                "lower --lr, or add --warmup or --clip-grad; the last saved state is kept",
             )
     return scores
 

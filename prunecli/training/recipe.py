@@ -64,6 +64,7 @@ def begin(options: Recipe, names: list[str], base: Sidecar | None = None) -> tup
         schedule=schedule(options, "constant" if base else "cosine", lr),
         augment=_first(options.augment, before.augment if before else None, False),
         precision=options.precision or (before.precision if before else "fp32"),  # type: ignore[arg-type]
+        clip_grad=_first(options.clip_grad, before.clip_grad if before else None, 0.0),
     )
     return training, Optimizer(name=name, groups=[ParamGroup(params=names, options=settings)])  # type: ignore[arg-type]
 
