@@ -17,6 +17,7 @@ from prunecli.checkpoint import to_array, to_tensor
 from prunecli.errors import DamagedError, TargetError
 from prunecli.methods import gradual
 from prunecli.options.export import ExportOptions
+from prunecli.options.rewind import RewindOptions
 
 TINY: dict[str, Any] = {"trust": (__name__,), "image_size": 8, "batch_size": 700, "epochs": 1}
 
@@ -175,3 +176,16 @@ def test_a_snapshot_in_the_middle_of_a_method_can_be_pruned_and_goes_on_without_
     snapshot = str(tmp_path / "x.epoch1.safetensors")
     prunecli.export(ExportOptions(checkpoint=snapshot, output=output, trust=(__name__,), inputs="random"), heard)
     assert heard.lines[-1] == heard.lines[0]
+
+
+def test_rewinding_to_a_snapshot_says_what_the_method_kept_beside_the_weights(tmp_path: Path) -> None:
+    options = TINY | {"arch": f"{__name__}:Plain", "epochs": 3, "method_arg": ("gamma=1e-9",)}
+    made = train(tmp_path, method="sss", keep="0,1", **options)
+    for epoch, said in ((0, False), (1, True)):
+        heard = Listening()
+        snapshot, output = tmp_path / f"x.epoch{epoch}.safetensors", tmp_path / "y.safetensors"
+        prunecli.rewind(RewindOptions(checkpoint=str(made.path), to=str(snapshot), output=str(output)), heard)
+        assert any("whose lambda, velocity beside the weights are left out" in line for line in heard.lines) == said
+        tuned = finetune(output, trust=(__name__,))
+        assert tuned.sidecar.training
+        assert tuned.sidecar.training.epoch == 3

@@ -67,11 +67,15 @@ def known(method: Method) -> Method:
 
 
 def leave(checkpoint: Checkpoint, say: Say) -> None:
-    """Take a checkpoint out of the run of a method that it is in the middle of: its weights stay as they are."""
+    """Take a checkpoint out of the run of a method that it is in the middle of: its weights stay as they are.
+
+    What the method keeps beside them is left out, which is said where it has begun to change.
+    """
     training = checkpoint.sidecar.training
     if training is None or training.method.name is None:
         return
-    if kinds := [kind for kind, tensors in training.method.tensors.items() if tensors]:
+    kinds = [kind for kind, tensors in training.method.tensors.items() if tensors]
+    if kinds and (training.epoch, training.step) != (0, 0):
         where = f"{checkpoint.path}: saved in the middle of --method {training.method.name}"
         say(f"warning: {where}, whose {', '.join(kinds)} beside the weights are left out")
     checkpoint.sidecar.training = msgspec.structs.replace(training, method=Method())

@@ -20,6 +20,7 @@ import msgspec
 
 from prunecli import checkpoint as checkpoints
 from prunecli.checkpoint import Checkpoint
+from prunecli.commands.gradual import leave
 from prunecli.commands.history import measured, step
 from prunecli.commands.running import Written
 from prunecli.errors import UsageError
@@ -27,7 +28,7 @@ from prunecli.options.rewind import RewindOptions
 from prunecli.progress import Say, silent
 from prunecli.retraining.recipe import Run, at, begun, fresh, original
 from prunecli.retraining.snapshot import at_start, cut_snapshot, label, left, other_run
-from prunecli.sidecar import Method, Metrics, Optimizer, Schedule, Training
+from prunecli.sidecar import Metrics, Optimizer, Schedule, Training
 from prunecli.training.recipe import last_rate
 
 
@@ -71,9 +72,11 @@ def run(options: RewindOptions, say: Say = silent) -> Rewound:
     weights, sidecar = pruned.weights, pruned.sidecar
     if regime in ("weight-rewind", "lottery"):
         assert snapshot is not None  # the options see to it
+        leave(snapshot, say)
         weights, optimizer = cut_snapshot(pruned, snapshot)
         training, optimizer = _earlier(snapshot, optimizer, regime, options.fresh)
     else:
+        leave(pruned, say)
         training, optimizer = _as_trained(pruned, snapshot, options)
     result = Checkpoint(
         weights,
@@ -109,7 +112,6 @@ def _earlier(snapshot: Checkpoint, optimizer: Optimizer | None, regime: str, sta
             f"{label(snapshot)}: its run is over, nothing is left of the schedule to go on with",
             "name an earlier snapshot (train --keep 0,2), or use --regime lr-rewind",
         )
-    training = msgspec.structs.replace(training, method=Method())
     if start_fresh:
         return training, fresh(optimizer)
     if (training.epoch, training.step) != (0, 0) and not any(optimizer.state.values()) and _has_state(optimizer):

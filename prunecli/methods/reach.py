@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,21 +39,28 @@ def candidates(
 ) -> Candidates:
     """The groups that have scores; `whole` holds their sizes before the first of several rounds.
 
-    Scores of what is none of `groups` are those of a group that is down to one unit.
+    Scores of what is none of `groups` are those of a group that is down to one unit. Where several units of a group
+    have to stay, they rank above all others.
     """
     sizes = {key: (whole or {}).get(key, len(values)) for key, values in scores.items()}
-    choices = {key: _allowed(scores[key], group, how, sizes[key]) for key, group in groups.items() if key in scores}
-    return Candidates(groups, scores, sizes, {key: choices.get(key, [1]) for key in scores})
+    needed = {key: group.needed(scores[key]) for key, group in groups.items() if key in scores}
+    ranked = dict(scores) | {key: _raised(scores[key], units) for key, units in needed.items() if len(units) > 1}
+    choices = {key: _allowed(ranked[key], groups[key], how, sizes[key], len(units)) for key, units in needed.items()}
+    return Candidates(groups, ranked, sizes, {key: choices.get(key, [1]) for key in scores})
 
 
-def _allowed(scores: Sequence[float], group: Group, how: Units, size: int) -> list[int]:
+def _raised(scores: Sequence[float], units: Sequence[int]) -> list[float]:
+    return [math.inf if unit in units else score for unit, score in enumerate(scores)]
+
+
+def _allowed(scores: Sequence[float], group: Group, how: Units, size: int, needed: int) -> list[int]:
     outputs = {*group.outputs}
     channels = {
         tuple(torch.bincount(member.unit[member.unit >= 0], minlength=group.units).tolist())
         for member in group.members
         if (member.tensor, member.axis) in outputs
     }
-    return widths.allowed(scores, keep_at_least(size, how.limit), how.round_to, sorted(channels))
+    return widths.allowed(scores, max(needed, keep_at_least(size, how.limit)), how.round_to, sorted(channels))
 
 
 def reach(target: Target, found: Candidates, how: Units, structure: Structure, cost: Cost) -> widths.Allocation:

@@ -50,13 +50,14 @@ class Units:
 
     @property
     def limits(self) -> str:
-        """What keeps layers from some widths, in words; empty where nothing does."""
+        """What keeps layers from some widths, in words."""
         limits = [f"--round-to {self.round_to}"] * (self.round_to > 1)
-        return " with ".join([*limits, *([] if self.limit is None else [f"--max-layer-sparsity {self.limit:g}"])])
+        limits += [] if self.limit is None else [f"--max-layer-sparsity {self.limit:g}"]
+        return " with ".join(limits) or "one unit a layer"
 
     @property
     def looser(self) -> str:
-        """How to allow more widths, in words; empty where nothing is forbidden."""
+        """How to allow more widths, in words; empty where no option forbids any."""
         ways = ["lower --round-to"] * (self.round_to > 1) + ["raise --max-layer-sparsity"] * (self.limit is not None)
         return " or ".join(ways)
 

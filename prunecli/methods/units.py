@@ -54,7 +54,10 @@ def prune(
     spent = [key for key in whole or {} if key not in structure.by_key or not structure.by_key[key].units]
     found = candidates(chosen.groups, _scores(network, chosen.groups, how) | dict.fromkeys(spent, LAST), how, whole)
     if whole is None and target.is_share and all(len(choices) == 1 for choices in found.choices.values()):
-        raise TargetError(f"nothing to prune: {how.limits} leaves no layer a width below its own", how.looser)
+        raise TargetError(
+            f"nothing to prune: {how.limits} leaves no layer a width below its own",
+            how.looser or "mask weights: --method magnitude",
+        )
     allocation = reach(target, found, how, structure, checkpoint.sidecar.cost)
     plan = found.plan(allocation.widths)
     surgery.verify(network, structure, plan, example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
@@ -61,6 +62,19 @@ class Group:
     def layers(self) -> list[str]:
         """The layers whose outputs the units are."""
         return [layer_of(tensor) for tensor in self.producers]
+
+    @cached_property
+    def whole_axes(self) -> list[list[int]]:
+        """The units of each axis that this group alone makes up, equal ones once: one of each has to stay.
+
+        They are all units, and where a layer makes only some of them, as in `cat([a(x), b(x)]) + c(x)`, those too.
+        """
+        own = [member.unit.unique().tolist() for member in self.members if bool((member.unit >= 0).all())]
+        return [list(units) for units in {tuple(range(self.units)): None} | dict.fromkeys(map(tuple, own))]
+
+    def needed(self, scores: Sequence[float]) -> list[int]:
+        """Units that stay whatever is asked: of each of `whole_axes` the one with the best score, of ties the last."""
+        return sorted({max(units, key=lambda unit: (scores[unit], unit)) for units in self.whole_axes})
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,17 @@ from prunecli.surgery.ledger import Axis
 class Sizes:
     """The slices of all parameters by the unit that each belongs to; units are numbered through all groups.
 
-    `group` [units] is the number of each unit's group. `axes` are the axes that lose slices, `unit` has the unit of
-    each slice of theirs, one axis after another, `units` where a slice belongs to none.
+    `axes` are the axes that lose slices, `unit` has the unit of each slice of theirs, one axis after another, `units`
+    where a slice belongs to none. `whole_axes` are the axes of which one unit has to stay: the number of an axis,
+    ascending, and a unit of it [n each].
     """
 
     def __init__(self, groups: Mapping[str, Group], parameters: Mapping[str, nn.Parameter]) -> None:
         lengths = [group.units for group in groups.values()]
         self.units = sum(lengths)
-        self.group = torch.arange(len(groups)).repeat_interleave(torch.tensor(lengths))
         self.first = dict(zip(groups, accumulate(lengths, initial=0), strict=False))
+        sets = [torch.tensor(units) + self.first[key] for key, group in groups.items() for units in group.whole_axes]
+        self.whole_axes = torch.arange(len(sets)).repeat_interleave(torch.tensor([*map(len, sets)])), torch.cat(sets)
         self.axes: dict[Axis, Tensor] = {}
         for key, group in groups.items():
             for member in (member for member in group.members if member.tensor in parameters):

@@ -135,12 +135,6 @@ def unit_scores(filters: Filters, values: Mapping[str, Tensor], score: Scorer) -
     return scores
 
 
-def strongest(filters: Filters, scores: Tensor) -> list[int]:
-    """Units that stay whatever is asked: the best of `scores` [units], and the best of each axis that is all theirs."""
-    own = [member.unit for member in filters.group.members if bool((member.unit >= 0).all())]
-    return [*dict.fromkeys([int(scores.argmax()), *(int(unit[scores[unit].argmax()]) for unit in own)])]
-
-
 def rows(member: Member, units: Tensor) -> Tensor:
     """Which slices of a member's axis belong to `units`: bool [axis length]."""
     return torch.isin(member.unit, units.to(member.unit.device))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from prunecli.allocate.counts import GUARD
 from prunecli.errors import DamagedError, TargetError, UsageError
-from prunecli.methods.gradual.filters import Filters, filters, slices, strongest, zero
+from prunecli.methods.gradual.filters import Filters, filters, slices, zero
 from prunecli.methods.gradual.gathered import Criterion, Gathered
 from prunecli.methods.gradual.saved import HINT
 from prunecli.methods.gradual.settings import Target
@@ -94,7 +94,7 @@ class Method(Hook):
         softened: list[tuple[list[Member], Tensor]] = []
         for key, f in self._as_before(filters(run, self.settings, silent, structure=structure)).items():
             scores = self.gathered.scores(f)
-            needed = strongest(f, scores)
+            needed = f.group.needed(scores.tolist())
             scores[needed] = torch.inf
             order = torch.argsort(scores, stable=True)
             left = self.state.units[key] * (1 - f.share) ** exponent

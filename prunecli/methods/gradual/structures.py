@@ -87,9 +87,10 @@ def remove(scaled: Sequence[Scaled], factors: Mapping[str, Tensor], run: Run, la
         say(f"warning: {listed(fed)} left whole: what has no factor makes these channels, too, or reads them")
     for key, gone in dead.items():
         if key not in fed:
-            plan.kept[key] = (~gone).nonzero()[:, 0].tolist() or [0]
-            if bool(gone.all()):
-                say(f"warning: {key} keeps one unit: a layer never loses all")
+            needed = structure.by_key[key].needed((~gone).tolist())
+            plan.kept[key] = sorted({*(~gone).nonzero()[:, 0].tolist(), *needed})
+            if spared := len(plan.kept[key]) - int((~gone).sum()):
+                say(f"warning: {key} keeps {'one unit' if spared == 1 else f'{spared} units'}: a layer never loses all")
     run.shrink(structure, plan)
 
 

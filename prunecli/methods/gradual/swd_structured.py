@@ -85,9 +85,9 @@ class Method(Hook):
             own = kept[self.sizes.first[key] : self.sizes.first[key] + group.units]
             plan.kept[key] = own.nonzero()[:, 0].tolist()
         widths = {key: len(units) for key, units in plan.kept.items()}
-        held = [key for key, width in widths.items() if width == 1]
         how = Units("bn-scale", "global")
         found = candidates(self.groups, scales.scores(run.network, self.groups), how, None)
+        held = [key for key, width in widths.items() if width == found.choices[key][0]]
         for note in remarks(found, Allocation(widths, held), how):
             self.say(f"warning: {note}")
         run.shrink(self.structure, plan)
@@ -113,11 +113,12 @@ class Method(Hook):
         return (total / torch.bincount(self.owners, minlength=len(total)))[:-1]
 
     def _order(self) -> Tensor:
-        """The units from the first to go to the last, ties by index; the largest of each group never goes."""
+        """The units from the first to go to the last, ties by index; the largest of each axis never goes."""
         order = torch.sort(self._scales(), stable=True).indices
         rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-        last = torch.zeros(len(self.groups), dtype=torch.int64).scatter_reduce_(0, self.sizes.group, rank, "amax")
-        return order[(rank < last[self.sizes.group])[order]]
+        axis, unit = self.sizes.whole_axes
+        last = torch.zeros(int(axis[-1]) + 1, dtype=torch.int64).scatter_reduce_(0, axis, rank[unit], "amax")
+        return order[self._without(order[last])[order]]
 
     def _kept(self) -> Tensor:
         """Which units stay, bool [units]: as few go, smallest scales first, as leave no more than the budget."""
