@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.library import Library
 
 from prunecli.errors import PruneError
 
@@ -56,7 +57,7 @@ if _spec is None or _spec.origin is None:
 _compiled = load_compiled_operators(Path(_spec.origin).parent)
 if not _compiled:
     # Kept in the module: operators live as long as their library object.
-    _library = torch.library.Library("torchvision", "DEF")
+    _library = Library("torchvision", "DEF")
     for _name in ("nms", "qnms"):
         _schema = f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         _library.define(_schema)

@@ -1,17 +1,14 @@
-"""Damaged, missing, foreign and unwritable checkpoints: an error with a message and a hint, never anything else."""
+"""Damaged, missing, foreign and unreadable checkpoints: an error with a message and a hint, never anything else."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import errno
 import hashlib
 import json
 import os
 import random
-import resource
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,42 +16,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save as safetensors_bytes
+from small_checkpoint import refused, write
 
-from prunecli import files, models, tensorfile
-from prunecli.checkpoint import Checkpoint, build, load, pack_mask, save, to_array
+from prunecli.checkpoint import Checkpoint, build, load, save
 from prunecli.errors import DamagedError, PruneError, UsageError
-from prunecli.sidecar import Arch, Cost, IndexSet, Optimizer, ParamGroup, Schedule, Sidecar, Step, Surgery, Training
+from prunecli.sidecar import Arch, Cost, Sidecar
 
 JSON_VALUES = [
     None, -1, 0, 1, 2**63, 10**400, 0.5, 1e308, "", "x", "../../x", "\0", [], {}, [[]], {"x": 1}, True, [-1, 5],
 ]  # fmt: skip
-
-
-def write(path: Path, *, inline_limit: int = 10**6, **parts: Any) -> Sidecar:
-    """A small real checkpoint: a cut LeNet-5 with a mask, momentum and a schedule position."""
-    weights = dict(models.build("lenet5", {}).state_dict())
-    for name, axis in (("conv1.weight", 0), ("conv1.bias", 0), ("conv2.weight", 1)):
-        weights[name] = weights[name].narrow(axis, 0, 2)
-    for name in [name for name in weights if name.startswith("conv3")]:
-        weights[name] = torch.zeros_like(weights[name])
-    momentum = {"conv1.bias": {"momentum_buffer": to_array(torch.ones(2))}}
-    sidecar = Sidecar(
-        arch=Arch(name="lenet5"),
-        cost=Cost(input=[1, 32, 32], positions={"conv1.weight": 784}),
-        surgery=Surgery(
-            index=[IndexSet(of=6, kept=[0, 1])],
-            axes={"conv1.weight": {"0": 0}, "conv1.bias": {"0": 0}, "conv2.weight": {"1": 0}},
-            attributes={"conv1": {"out_channels": 2}, "conv2": {"in_channels": 2}},
-        ),
-        masks={"fc1.weight": pack_mask(weights["fc1.weight"] > 0)},
-        optimizer=Optimizer(name="SGD", groups=[ParamGroup(params=["conv1.bias"])], state=momentum),
-        training=Training(epochs=3, batch_size=4, seed=0, lr=0.1, schedule=Schedule()),
-        history=[Step(command="train", options={"seed": 1}, versions={})],
-    )
-    for name, part in parts.items():
-        setattr(sidecar, name, part)
-    save(Checkpoint(weights, sidecar), path, inline_limit=inline_limit)
-    return sidecar
 
 
 @pytest.fixture
@@ -62,16 +32,6 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "x.safetensors"
     write(path)
     return path
-
-
-def refused(path: Path, kind: type[PruneError] = PruneError) -> PruneError:
-    """The error that loading or building gives; it names the checkpoint and says a way out."""
-    with pytest.raises(kind) as caught:
-        build(load(path))
-    assert path.stem in caught.value.message
-    assert caught.value.hint
-    assert "\n" not in caught.value.message + caught.value.hint
-    return caught.value
 
 
 def reseal(path: Path) -> None:
@@ -308,117 +268,6 @@ def test_wrong_types_and_values_never_escape(path: Path) -> None:
         survives(path)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a folder."""
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("size", [0, 1000, 10**5])
-def test_a_write_that_fails_touches_nothing(path: Path, size: int) -> None:
-    checkpoint, before = load(path), contents(path.parent)
-    checkpoint.weights["big"] = torch.ones(10**5)
-    with largest_file(size), pytest.raises(PruneError, match=r"x\.safetensors: cannot write") as caught:
-        save(checkpoint, path)
-    assert caught.value.exit_code == 1
-    assert contents(path.parent) == before
-
-
-@pytest.mark.parametrize("step", ["write", "flush", "flush_state", "flush_sidecar", "replace"])
-def test_a_full_disk_touches_nothing(path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint, before = load(path), contents(path.parent)
-    calls = {"write": 0, "flush": 1, "flush_state": 2, "flush_sidecar": 3, "replace": 1}[step]
-
-    def full(*_: object) -> Any:
-        nonlocal calls
-        calls -= 1
-        if calls <= 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    if step == "write":
-        monkeypatch.setattr(tensorfile, "write", full)
-    elif step == "replace":
-        monkeypatch.setattr(Path, "replace", full)
-    else:
-        monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(PruneError, match="No space left") as caught:
-        save(checkpoint, path, inline_limit=0)
-    assert "space" in caught.value.hint
-    monkeypatch.undo()
-    assert contents(path.parent) == before
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("may not mount file systems here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_disk_that_is_really_full(small_disk: Path) -> None:
-    path = small_disk / "x.safetensors"
-    write(path)
-    (small_disk / "filler").write_bytes(bytes(600 * 1024))
-    before = contents(small_disk)
-    for _ in range(3):
-        with pytest.raises(PruneError, match="No space left"):
-            write(path)  # not enough room for two at once
-        assert contents(small_disk) == before
-    load(path)
-
-
-def half_renamed(path: Path) -> tuple[bytes, bytes]:
-    """Leave `path` as a writer that died after its first rename; the new weights and the old ones."""
-    old = path.read_bytes()
-    write(path.with_name("y.safetensors"))
-    path.with_name("y.json").replace(path.with_suffix(".json"))
-    path.with_name("y.safetensors").replace(files.pending(path))
-    return files.pending(path).read_bytes(), old
-
-
-def test_a_reader_finishes_the_rename(path: Path) -> None:
-    new, _ = half_renamed(path)
-    assert load(path).sha256 == hashlib.sha256(new).hexdigest()
-    assert path.read_bytes() == new
-    assert not files.pending(path).exists()
-
-
-def test_a_reader_loads_from_the_pending_file_in_a_read_only_folder(small_disk: Path) -> None:
-    path = small_disk / "x.safetensors"
-    write(path)
-    new, old = half_renamed(path)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    checkpoint = load(path)
-    assert checkpoint.sha256 == hashlib.sha256(new).hexdigest()
-    assert path.read_bytes() == old
-    with pytest.raises(PruneError, match="cannot write") as caught:
-        save(checkpoint, path)
-    assert caught.value.hint
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-
-
-def test_a_stranger_in_place_of_the_pending_file_is_left_alone(path: Path) -> None:
-    _, old = half_renamed(path)
-    files.pending(path).write_bytes(b"something else")
-    refused(path, DamagedError)
-    assert path.read_bytes() == old
-
-
 def test_unreadable_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -428,21 +277,3 @@ def test_unreadable_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Permission denied" in error.message
     assert "permissions" in error.hint
     assert error.exit_code == 1
-
-
-def test_missing_folder(path: Path) -> None:
-    with pytest.raises(PruneError, match="nowhere") as caught:
-        save(load(path), path.parent / "nowhere" / "x.safetensors")
-    assert "mkdir" in caught.value.hint
-
-
-def test_interruption_while_writing_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint, before = load(path), contents(path.parent)
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save(checkpoint, path)
-    assert contents(path.parent) == before

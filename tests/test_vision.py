@@ -93,7 +93,8 @@ def test_import_is_silent_and_complete() -> None:
 def test_operators_that_load_are_not_replaced() -> None:
     code = """
 import torch
-library = torch.library.Library("torchvision", "DEF")  # stands for a compiled library that fits
+from torch.library import Library
+library = Library("torchvision", "DEF")  # stands for a compiled library that fits
 for name in ("nms", "qnms"):
     library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 library.impl("nms", lambda boxes, scores, threshold: torch.tensor([42]), "CompositeExplicitAutograd")
