@@ -4,6 +4,9 @@ Wang et al. 2021, *Neural Pruning via Growing Regularization*. lambda w is added
 single weights) beside weight decay. Every K_u steps lambda grows, up to tau; there it stays for K_s steps; then what
 was chosen is removed. As in the authors' code, growth also ends where the moving ratio of the mean |w| of kept and
 pruned filters has reached 1000, and the K_s steps begin there. Weights alone are penalised, no biases or batch norms.
+
+A batch norm makes up for small weights until they are below its eps, and makes ever larger gradients of them: the loss
+jumps, and what goes is not gone. With `norms` its scale and shift vanish together with the filter.
 """
 
 from __future__ import annotations
@@ -43,6 +46,9 @@ class Growth(Target, frozen=True, kw_only=True):
     delta: Annotated[Positive, Meta(description="growth of the penalty factor")] = 1e-4
     k_u: Annotated[Steps, Meta(description="number of steps between two increments of the penalty factor")] = 10
     k_s: Annotated[int, Meta(ge=0, description="number of steps that the full penalty acts before the removal")] = 5000
+    norms: Annotated[
+        bool, Meta(description="penalise scale and shift of the normalisation behind a filter that goes, too (filters)")
+    ] = False
     stop_ratio: Annotated[
         float, Meta(ge=0, description="ratio of kept to pruned |w| at which growth ends early (filters; 0: never)")
     ] = 1000.0
@@ -180,6 +186,12 @@ class Growing(Hook, ABC):
                 self.factors.append((weight, torch.where(self.pruned[name], factor, stays).to(weight.dtype)))
             elif stays or not self.pruned:
                 self.factors.append((weight, weight.new_full((), stays if self.pruned else factor)))
+        norms: dict[nn.Parameter, Tensor] = {}  # each once, with channels of several parts
+        for part in self.parts if self.growth.norms else ():
+            for norm, going in part.behind(self.pruned):
+                factor = self.factor(min(self.made, self.state.stopped.get(part.members[0].tensor, self.increments)))
+                norms[norm] = norms.get(norm, 0.0) + factor * going.to(norm)
+        self.factors += norms.items()
 
     def _lambda(self) -> float:
         """The largest penalty factor."""

@@ -29,12 +29,16 @@ Pick = Literal["l1", "obd", "random", "max"]
 
 @dataclass(frozen=True)
 class Part:
-    """Units of which `share` is to go: filters that `members` make, or where there are none the weights themselves."""
+    """Units of which `share` is to go: filters that `members` make, or where there are none the weights themselves.
+
+    `norms` are the scales and shifts of the normalisations behind the filters, and the axes of these.
+    """
 
     key: str
     share: float
     weights: dict[str, nn.Parameter]
     members: Sequence[Member] = ()
+    norms: Sequence[tuple[nn.Parameter, Member]] = ()
 
     def sums(self, values: Mapping[str, Tensor]) -> Tensor:
         """The sum of `values`, which have the weights' shapes, over each unit: [units]."""
@@ -63,6 +67,13 @@ class Part:
         units = chosen.nonzero().flatten()
         return {m.tensor: spread(rows(m, units), m.axis, self.weights[m.tensor]) for m in self.members}
 
+    def behind(self, pruned: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        """Scales and shifts, and where in them [channels] units are of which `pruned`, as `masks`, has all filters."""
+        if not self.norms or not all(m.tensor in pruned for m in self.members):
+            return []
+        left = torch.cat([m.unit[~pruned[m.tensor].flatten().cpu()] for m in self.members])
+        return [(norm, (m.unit >= 0) & ~torch.isin(m.unit, left)) for norm, m in self.norms]
+
 
 def filter_parts(run: Run, settings: Target, say: Say) -> list[Part]:
     """The filters of layers that are named or, where none is, of convolutions by themselves.
@@ -81,11 +92,14 @@ def filter_parts(run: Run, settings: Target, say: Say) -> list[Part]:
             "name layers, block outputs too: --only 'layer1.*'; or prune weights: --method-arg structure=weights",
         )
     able = trained({m.tensor: parameters[m.tensor] for group in found.values() for m in group.producers}, say)
-    return [
-        Part(key, group.share, {m.tensor: parameters[m.tensor] for m in group.producers}, group.producers)
-        for key, group in found.items()
-        if able.keys() >= {m.tensor for m in group.producers}
-    ]
+    parts = []
+    for key, group in found.items():
+        if able.keys() >= {m.tensor for m in group.producers}:
+            behind = [m for m in group.group.members if m.role == "norm" and m.tensor in parameters]
+            norms = [(parameters[m.tensor], m) for m in behind if parameters[m.tensor].requires_grad]
+            own = {m.tensor: parameters[m.tensor] for m in group.producers}
+            parts.append(Part(key, group.share, own, group.producers, norms))
+    return parts
 
 
 def _alone(group: Filters, stem: str | None) -> bool:
