@@ -301,7 +301,7 @@ def test_a_one_sided_budget_that_took_too_much_is_told(tmp_path: Path) -> None:
     run.hook.bounds.fill_(1.5)
     run.hook.end(run)
     (warning,) = said
-    assert "beside the 50.0% that were asked: a one-sided budget does not pull back" in warning
+    assert "where 50.0% was asked for: a one-sided budget does not pull back" in warning
 
 
 def test_the_log_of_a_network_that_was_cut_counts_the_original_one(tmp_path: Path) -> None:

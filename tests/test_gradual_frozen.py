@@ -47,12 +47,13 @@ class Skipping(Plain):
 
 
 class Bare(nn.Module):
-    """A residual block whose shortcut is a convolution without a batch norm."""
+    """A residual block whose shortcut is a convolution without a batch norm, and `frozen` where that is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, frozen: bool = False) -> None:
         super().__init__()
         self.stem, self.conv, self.norm = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
         self.shortcut, self.fc = nn.Conv2d(8, 8, 1), nn.Linear(8, 10)
+        self.shortcut.requires_grad_(not frozen)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).relu()
@@ -86,6 +87,22 @@ def test_slimming_wants_a_scale_that_is_trained(tmp_path: Path) -> None:
     options = TINY | {"arch": f"{__name__}:Plain", "arch_arg": ("frozen=5",), "method": "slimming", "sparsity": 0.5}
     with pytest.raises(TargetError, match="no scale of a batch norm is trained"):
         train(tmp_path, **options)
+
+
+@pytest.mark.parametrize("method", ["slimming", "swd-structured"])
+def test_channels_whose_scales_are_not_trained_stay(tmp_path: Path, method: str) -> None:
+    heard = Listening()
+    options = TINY | {"arch": f"{__name__}:Plain", "arch_arg": ("frozen=2",), "method": method, "sparsity": 0.3}
+    made = train(tmp_path, say=heard, **options)
+    assert any("0 left as is: scales of batch norms behind are not trained" in line for line in heard.lines)
+    assert len(made.weights["0.weight"]) == 8
+    assert len(made.weights["3.weight"]) < 8
+
+
+def test_filters_that_only_go_together_with_frozen_ones_are_refused_as_such(tmp_path: Path) -> None:
+    options = TINY | {"arch": f"{__name__}:Bare", "arch_arg": ("frozen=true",), "only": ("conv", "shortcut")}
+    with pytest.raises(TargetError, match="conv, shortcut not trained"):
+        train(tmp_path, method="greg1", sparsity=0.5, method_arg=("delta=1", "k_u=1", "k_s=0"), **options)
 
 
 def test_numbers_that_tracing_draws_are_not_those_of_the_run(tmp_path: Path) -> None:
@@ -168,6 +185,10 @@ def test_a_snapshot_in_the_middle_of_a_method_can_be_pruned_and_goes_on_without_
     prune_once = {"method": "l1", "sparsity": 0.5, "epochs": None, "batch_size": None, "lr": None}
     made = prune(tmp_path / "x.epoch1.safetensors", say=heard, trust=(__name__,), **prune_once)
     assert "in the middle of --method sss, whose lambda, velocity beside the weights are left out" in heard.lines[0]
+    again = Listening()
+    prune(tmp_path / "x.epoch1.safetensors", say=again, trust=(__name__,), method="swd", sparsity=0.5,
+          output=str(tmp_path / "swd.safetensors"))  # fmt: skip
+    assert again.lines[0] == heard.lines[0]
     tuned = finetune(tmp_path / "pruned.safetensors", trust=(__name__,))
     assert len(tuned.weights["0.weight"]) == len(made.weights["0.weight"]) == 4
     assert tuned.sidecar.training

@@ -231,3 +231,14 @@ def test_the_snapshot_of_the_beginning_has_whole_filters(tmp_path: Path) -> None
         train(folder, epochs=1, keep="0", **options)
     first, second = (checkpoints.load(folder / "x.epoch0.safetensors").weights for folder in (plain, soft))
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("curve", ["original", "pgp"])
+def test_psfp_leaves_outputs_to_which_channels_are_appended(tmp_path: Path, curve: str) -> None:
+    small = {"arch": "resnet20", "arch_arg": ("width=4", "in_channels=1"), "image_size": 8, "epochs": 1}
+    made = train(tmp_path, method="psfp", sparsity=0.5, method_arg=(f"curve={curve}",), **small)
+    assert {len(made.weights[f"layer{stage}.{block}.conv2.weight"]) for stage in (2, 3) for block in range(3)} == {
+        8,
+        16,
+    }
+    assert len(made.weights["layer3.0.conv1.weight"]) == 8

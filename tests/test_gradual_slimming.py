@@ -71,7 +71,8 @@ def test_a_new_network_starts_from_small_scales_and_a_given_one_from_its_own(tmp
     new = train(tmp_path, **SMALL, epochs=0, method="slimming", method_arg=("gamma=0.25",))
     assert bool((new.weights["layer1.0.bn1.weight"] == 0.25).all())
     dense = train(tmp_path, **SMALL, epochs=0)
-    given = train(tmp_path, **SMALL, epochs=0, method="slimming", init=str(dense.path))
+    (tmp_path / "y").mkdir()
+    given = train(tmp_path / "y", **SMALL, epochs=0, method="slimming", init=str(dense.path))
     pruned = prune(tmp_path / "x.safetensors", epochs=0, method="slimming")
     for checkpoint in (given, pruned):
         assert bool((checkpoint.weights["layer1.0.bn1.weight"] == 1).all())

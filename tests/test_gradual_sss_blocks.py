@@ -354,7 +354,7 @@ def test_killed_runs_of_other_networks_do_so_too(
     ("options", "kind", "words"),
     [
         ({"arch": "lenet5", "method_arg": ("structures=blocks",)}, TargetError, "no residual branch"),
-        ({**SMALL, "method_arg": ("structures=groups",)}, TargetError, "no layer in scope is a convolution in groups"),
+        ({**SMALL, "method_arg": ("structures=groups",)}, TargetError, "no layer in scope is a convolution in larger"),
         ({**SMALL, "method_arg": ("structures=blocks",), "only": ("layer9",)}, UsageError, "layer9"),
         ({**SMALL, "method_arg": ("structures=blocks",), "skip": ("layer*",)}, TargetError, "all are skipped"),
         ({**SMALL, "method_arg": ("structures=stages",)}, UsageError, "structures"),

@@ -65,6 +65,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, steps: int) -> N
     check_resumed(tmp_path, steps, method="swd", sparsity=0.8)
 
 
+def test_masks_of_a_resumed_run_are_in_the_same_order(tmp_path: Path) -> None:
+    small = {"arch": "resnet20", "arch_arg": ("width=4", "in_channels=1"), "image_size": 8}  # not in order of names
+    check_resumed(tmp_path, 8, method="swd", sparsity=0.8, **small)
+
+
 def test_a_trained_network_is_pruned_while_it_trains_on_and_old_masks_stay(tmp_path: Path) -> None:
     train(tmp_path)
     base = tmp_path / "x.safetensors"
@@ -133,3 +138,13 @@ def test_a_layer_whose_weights_are_all_among_the_smallest_keeps_the_largest_and_
     sizes = [mask.numel() for mask in run.masks.values()]
     assert sum(int(mask.sum()) for mask in run.masks.values()) == sum(sizes) - math.floor(0.9 * sum(sizes))
     assert say.lines == ["warning: conv2: all weights are small, the largest stays"]
+
+
+def test_without_an_epoch_the_removal_is_compared_with_the_network_as_it_was(tmp_path: Path) -> None:
+    base = train(tmp_path)
+    prune(tmp_path / "x.safetensors", say := Listening(), method="swd", sparsity=0.9, epochs=0)
+    assert base.sidecar.metrics.last
+    loss = base.sidecar.metrics.last.values["loss"]
+    line = next(line for line in say.lines if line.startswith("pruned"))
+    assert f"loss {loss:.4f} -> " in line
+    assert f"-> {loss:.4f}" not in line

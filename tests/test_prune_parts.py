@@ -23,9 +23,9 @@ OPTIONS: dict[str, Any] = {
 
 
 class Joined(nn.Module):
-    """cat([left(x), right(x)]) + both(x), where the 2 channels on the left have the smallest scales of the 8."""
+    """cat([left(x), right(x)]) + both(x); channels of the `small` side have the smallest scales and weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, small: str = "left") -> None:
         super().__init__()
         self.left, self.right, self.both = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 6, 3), nn.Conv2d(1, 8, 3)
         self.norm_left, self.norm_right = nn.BatchNorm2d(2), nn.BatchNorm2d(6)
@@ -34,10 +34,13 @@ class Joined(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight)
         with torch.no_grad():
-            self.left.weight *= 0.01
-            self.both.weight[:2] *= 0.01
-            self.norm_left.weight.fill_(0.01)
-            self.norm.weight[:2] = 0.01
+            conv, norm, part = self.left, self.norm_left, slice(0, 2)
+            if small == "right":
+                conv, norm, part = self.right, self.norm_right, slice(2, 8)
+            conv.weight *= 0.01
+            self.both.weight[part] *= 0.01
+            norm.weight.fill_(0.01)
+            self.norm.weight[part] = 0.01
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.cat([self.norm_left(self.left(x)), self.norm_right(self.right(x))], 1) + self.norm(self.both(x))
@@ -98,3 +101,19 @@ def test_one_shot_pruning_leaves_one_channel_on_each_side(tmp_path: Path, method
     else:
         prunecli.prune(more, heard)
         assert shapes(out) == {"left": 1, "right": 1, "both": 2}
+
+
+@pytest.mark.parametrize("small", ["left", "right"])
+def test_greg_picks_units_that_can_all_be_cut(tmp_path: Path, small: str) -> None:
+    options = OPTIONS | {"arch": f"{__name__}:Joined", "arch_arg": (f"small={small}",), "epochs": None}
+    fast = ("delta=1", "k_u=1", "k_s=0")
+    say = Listening()
+    made = train(tmp_path, say, method="greg1", sparsity=0.5, only=("*",), method_arg=fast, **options)
+    assert not made.sidecar.masks
+    widths = {layer: len(made.weights[f"{layer}.weight"]) for layer in ("left", "right", "both")}
+    assert widths == ({"left": 1, "right": 3, "both": 4} if small == "left" else {"left": 2, "right": 2, "both": 4})
+    assert not any("1/0" in line for line in say.lines)
+    table = tmp_path / "all.json"
+    table.write_text('{"left": [0, 1], "both": [0, 1]}')
+    with pytest.raises(TargetError, match="nothing of left would be left"):
+        train(tmp_path, method="greg1", method_arg=(*fast, f"indices={table}"), **options)

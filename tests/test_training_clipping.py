@@ -11,6 +11,7 @@ import torch
 import prunecli
 from prunecli import checkpoint as checkpoints
 from prunecli.errors import PruneError, UsageError
+from prunecli.options.prune import PruneOptions
 from prunecli.options.train import FinetuneOptions, TrainOptions
 from prunecli.progress import Silent
 
@@ -48,6 +49,23 @@ def test_penalty_and_weight_decay_are_added_to_the_clipped_gradient(tmp_path: Pa
     decayed = moved(dataclasses.replace(STEP, weight_decay=0.5, **clipped), tmp_path)
     whole = torch.cat([t.flatten() for t in weights.values()]).double()
     assert torch.allclose(decayed, -STEP.lr * 0.5 * whole, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_masked_weights_do_not_count(tmp_path: Path) -> None:
+    prunecli.train(dataclasses.replace(STEP, keep="", output=str(tmp_path / "x.safetensors")), Silent())
+    masked = {"method": "magnitude", "sparsity": 0.95, "no_eval": True, "output": str(tmp_path / "m.safetensors")}
+    prunecli.prune(PruneOptions(checkpoint=str(tmp_path / "x.safetensors"), **masked), Silent())
+    steps = {}
+    for norm in (0.0, 1.0):
+        limit = steps[0.0] * 1.01 if norm else 0.0  # just above what the weights that are left have
+        out = tmp_path / f"{norm}.safetensors"
+        tune = FinetuneOptions(
+            checkpoint=masked["output"], epochs=1, lr=1.0, clip_grad=limit, threads=1, output=str(out)
+        )
+        prunecli.finetune(tune, Silent())
+        before, after = (checkpoints.load(path).weights for path in (masked["output"], out))
+        steps[norm] = float(torch.cat([(after[n] - before[n]).flatten() for n in before]).norm())
+    assert steps[1.0] == pytest.approx(steps[0.0], rel=1e-5)
 
 
 def test_a_rate_that_loses_the_loss_is_borne_with_clipping(tmp_path: Path) -> None:

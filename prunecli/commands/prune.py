@@ -81,6 +81,7 @@ def run(options: PruneOptions, say: Say = silent) -> PruneResult | Written:
 
 def _while_training(options: PruneOptions, say: Say) -> Written:
     source = checkpoints.load(options.checkpoint)
+    gradual.leave(source, say)
     data = training.open_data(source.sidecar.data, options, training.image_size(source.sidecar))
     source.sidecar.data = data.info
     method, options = gradual.chosen(options, measured(source), data)

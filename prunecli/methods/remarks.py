@@ -38,12 +38,14 @@ def _unscored(method: str) -> str:
 
 def remarks(found: Candidates, allocation: Allocation, how: Units) -> list[str]:
     """Layers that were held, and cuts that are more than removals."""
-    notes, held = [], []
+    notes, single, held = [], [], []
     for key in allocation.held:
         if (least := found.choices[key][0]) == 1:
-            notes.append(f"{key} keeps one unit: a layer never loses all")
+            single.append(key)
         elif len(found.choices[key]) > 1:
             held.append(f"{key} ({least} of {found.sizes[key]} units)")
+    if single:
+        notes.append(f"kept, as a layer never loses all: one unit of {listed(single)}")
     if held:
         notes.append(f"held at the least that {how.limits} allows: {listed(held)}")
     for key, group in found.groups.items():

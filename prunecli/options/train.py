@@ -12,6 +12,8 @@ from prunecli.options.gradual import SHARED, MethodOptions
 from prunecli.options.shared import Recipe
 from prunecli.options.values import parse_numbers
 
+INPUTS = ("checkpoint", "to", "guide", "init")  # options that name checkpoints, where a command has them
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Recipe):
@@ -33,7 +35,7 @@ class RunOptions(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.writes:
-            check_output(self.output, self.example)
+            check_output(self.output, self.example, *(getattr(self, name, None) for name in INPUTS))
         check(self.save_every is None or self.save_every >= 1, "--save-every", self.save_every, "1 or more")
         check(all(e == int(e) for e in parse_numbers(self.keep, "--keep")), "--keep", self.keep, "whole epochs: 0,10")
 

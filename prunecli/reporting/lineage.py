@@ -14,9 +14,12 @@ from prunecli.sidecar import Sidecar, Step
 WHAT = ("arch", "preset", "method", "sparsity", "ratios", "max_macs", "max_params")
 HOW = (
     "scope", "round_to", "max_layer_sparsity", "heads", "compensate", "recalibrate", "rounds", "finetune_epochs",
-    "regime", "shape", "budget", "init", "epochs", "optimizer", "lr", "schedule", "seed",
+    "regime", "shape", "budget", "init", "epochs", "optimizer", "lr", "clip_grad", "schedule", "seed",
 )  # fmt: skip
-USUAL = {"round_to": 1, "rounds": 1, "finetune_epochs": 0, "schedule": "constant", "seed": 0, "shape": "same"}
+USUAL = {
+    "round_to": 1, "rounds": 1, "finetune_epochs": 0, "clip_grad": 0, "schedule": "constant", "seed": 0,
+    "shape": "same",
+}  # fmt: skip
 
 SHA256 = re.compile("[0-9a-f]{64}")
 

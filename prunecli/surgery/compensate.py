@@ -72,7 +72,7 @@ def compensate(network: nn.Module, structure: Structure, plan: Plan, runs: Seque
     refused, approximate = _fold(mode, added)
     active, lost = (torch.zeros(removed, dtype=torch.bool) for _ in range(2))
     for read in mode.reads:
-        active[read.gone.units[read.values.flatten(1).any(1)]] = True
+        active[read.gone.units[read.values.flatten(1).any(1).cpu()]] = True
         lost[read.gone.units[~read.same]] = True
     constant = active & ~lost
     for tensor in gone.keys() - {read.tensor for read in mode.reads}:

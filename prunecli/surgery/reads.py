@@ -63,7 +63,8 @@ class Read:
             self.same[:] = False
             return
         apart = (values - self.values).flatten(1).abs().amax(1)
-        self.same &= apart <= ULPS * torch.finfo(values.dtype).eps * self.values.flatten(1).abs().amax(1)
+        small = ULPS * torch.finfo(values.dtype).eps * self.values.flatten(1).abs().amax(1)
+        self.same &= (apart <= small).cpu()
 
     def added(self) -> Tensor:
         """What the constant slices add to each output channel at every place, [channels, places]."""

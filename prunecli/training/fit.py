@@ -8,7 +8,6 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from prunecli.checkpoint import Checkpoint
 from prunecli.data import Dataset, Order, Split
@@ -92,11 +91,11 @@ def _epoch(run: Run) -> Iterator[str]:
         if not math.isfinite(value):
             raise PruneError(
                 f"loss is {value} at step {training.step + 1} of epoch {training.epoch + 1}, learning rate {rate:g}",
-                "lower --lr, or add --warmup or --clip-grad; the last saved state is kept",
+                "lower --lr, or add --warmup or --clip-grad; what was saved before is kept",
             )
         loss.backward()
         if training.clip_grad:  # before what methods add, which is no more of the loss than weight decay is
-            clip_grad_norm_([p for group in run.optimizer.param_groups for p in group["params"]], training.clip_grad)
+            run.clip(training.clip_grad)
         run.hook.after_backward(run)
         run.optimizer.step()
         if run.masks:
@@ -133,10 +132,10 @@ def _score(run: Run) -> str:
 def _end(run: Run, say: Say) -> None:
     """Let the method finish its work, and score what is left: the best epoch was of another network."""
     whole = _outputs(run)
+    before = run.metrics.last.values if run.metrics.last else _evaluate(run, run.data.val or run.data.test)
     run.hook.end(run)
     run.hook, run.training.method = Hook(), Method()
     scores = _evaluate(run, run.data.val or run.data.test)
-    before = run.metrics.last.values if run.metrics.last else scores
     run.metrics.last = run.metrics.best = Score(epoch=run.training.epoch, values=scores)
     shown = "  ".join(f"{name} {before[name]:.4f} -> {value:.4f}" for name, value in scores.items())
     change = f"outputs within {100 * float((_outputs(run) - whole).abs().max() / whole.abs().max()):.2g}%"
@@ -160,7 +159,7 @@ def _evaluate(run: Run, split: Split) -> dict[str, float]:
             rate, epoch = run.optimizer.param_groups[0]["lr"], min(run.training.epoch + 1, run.training.epochs)
             raise PruneError(
                 f"{name} is {value} on held-out examples after epoch {epoch}, learning rate {rate:g}",
-                "lower --lr, or add --warmup or --clip-grad; the last saved state is kept",
+                "lower --lr, or add --warmup or --clip-grad; what was saved before is kept",
             )
     return scores
 

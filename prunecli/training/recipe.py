@@ -113,10 +113,15 @@ def _effective(options: Recipe, what: str, chosen: str, users: dict[str, tuple[s
 
 
 def last_rate(training: Training) -> float:
-    """The rate with which the last epoch of a run began; after a cosine, which ends at nothing, a tenth of its base."""
+    """The rate with which the last epoch of a run began; after a cosine, which ends at nothing, a tenth of its base.
+
+    In 12 digits, so that it can be given as it is shown.
+    """
     if training.schedule.kind == "cosine":
-        return training.lr * max(0.1, training.schedule.min_factor)
-    return training.lr * factor(training.schedule, training.epochs, max(training.epochs - 1, 0))
+        rate = training.lr * max(0.1, training.schedule.min_factor)
+    else:
+        rate = training.lr * factor(training.schedule, training.epochs, max(training.epochs - 1, 0))
+    return float(f"{rate:.12g}")
 
 
 def describe(training: Training, optimizer: Optimizer) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from prunecli import measure, surgery, tasks
 from prunecli.checkpoint import Checkpoint, build, pack_mask, to_array, to_tensor, unpack_mask
@@ -63,6 +64,13 @@ class Run:
             tensors += [parameter.data, *state]
             masks += [mask] * (1 + len(state))
         torch._foreach_mul_(tensors, masks)
+
+    def clip(self, norm: float) -> None:
+        """Scale the gradients down to this 2-norm where they are longer; those of masked weights do not count."""
+        for name, mask in self.masks.items():
+            if (gradient := self.network.get_parameter(name).grad) is not None:
+                gradient.mul_(mask)
+        clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], norm)
 
     _masked: list[tuple[nn.Parameter, Tensor]] | None = None
 
@@ -152,7 +160,7 @@ class Run:
         return Checkpoint(weights=weights, sidecar=sidecar)
 
     def _packed(self) -> dict[str, Mask]:
-        names = [name for name in self.source.weights if name in self.masks]
+        names = [name for name, _ in self.network.named_parameters() if name in self.masks]
         return {name: pack_mask(self.masks[name].bool()) for name in names}
 
     def examples(self) -> list[tuple[Tensor]]:

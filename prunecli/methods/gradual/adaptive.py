@@ -108,11 +108,13 @@ class Method(Hook):
         self._tell_of_limits(1 - self._left(sparse) / self.sizes)
         for term in self.terms:
             over = float(term.over(self._left(sparse) / self.sizes)) if term.budget is not None else 0.0
-            if abs(over) > 0.01:
-                way = "raise strength or bound_rate, or train longer" if self.learned else "choose mode=bs"
-                if term.one_sided and over < 0:  # then the task's gradient alone moves bounds down
+            if term.budget is not None and abs(over) > 0.01:
+                way = "raise strength or bound_rate, or train longer" if over > 0 else "train longer"
+                if not self.learned:
+                    way = "choose mode=bs"
+                elif term.one_sided and over < 0:  # then the task's gradient alone moves bounds down
                     way = "a one-sided budget does not pull back: lower strength (0.4) and raise bound_rate (5)"
-                self.say(f"warning: {over:+.1%} is left beside the {term.budget:.1%} that were asked: {way}")
+                self.say(f"warning: {term.budget + over:.1%} is left where {term.budget:.1%} was asked for: {way}")
 
     def _tell_of_limits(self, gone: Tensor) -> None:
         """Say which layers lose another share than their limits name, which are on the bounds: `gone` [layers]."""

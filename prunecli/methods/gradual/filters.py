@@ -181,9 +181,12 @@ def remove(run: Run, gone: Mapping[Axis, Tensor], say: Say) -> None:
     for group in structure.groups:
         outputs = {*group.outputs}
         members = [m for m in group.members if (m.tensor, m.axis) in outputs]
-        if not group.prunable or not all((m.tensor, m.axis) in gone for m in members):
+        if not group.prunable or not any((m.tensor, m.axis) in gone for m in members):
             continue
-        left = {u for m in members for u in m.unit[~gone[m.tensor, m.axis].cpu()].tolist()} - {-1}
+        stays = [
+            (m.unit, ~gone[m.tensor, m.axis].cpu() if (m.tensor, m.axis) in gone else m.unit >= 0) for m in members
+        ]
+        left = {u for unit, kept in stays for u in unit[kept].tolist()} - {-1}
         for member in group.members:  # something is left of every axis
             if -1 not in (units := member.unit.tolist()) and left.isdisjoint(units):
                 left.add(units[0])

@@ -189,7 +189,8 @@ class Growing(Hook, ABC):
         norms: dict[nn.Parameter, Tensor] = {}  # each once, with channels of several parts
         for part in self.parts if self.growth.norms else ():
             for norm, going in part.behind(self.pruned):
-                factor = self.factor(min(self.made, self.state.stopped.get(part.members[0].tensor, self.increments)))
+                first = next(member.tensor for member in part.members if member.tensor in self.pruned)
+                factor = self.factor(min(self.made, self.state.stopped.get(first, self.increments)))
                 norms[norm] = norms.get(norm, 0.0) + factor * going.to(norm)
         self.factors += norms.items()
 

@@ -40,7 +40,8 @@ def imported(run: Run, parts: Sequence[Part], file: str) -> dict[str, Tensor]:
     whole = {name: torch.ones_like(w) for part in parts for name, w in part.weights.items()}
     chosen = {part.key: part.sums(gone) >= part.sums(whole) for part in parts}
     for part in parts:
-        if bool(chosen[part.key].all()):
+        axes = part.group.whole_axes if part.group else [slice(None)]
+        if any(bool(chosen[part.key][units].all()) for units in axes):
             raise TargetError(f"--method-arg indices={file}: nothing of {part.key} would be left", "leave one there")
     masks = merged(parts, chosen)
     for name in gone if table else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -42,12 +42,17 @@ def trained(found: Mapping[str, nn.Parameter], say: Say) -> dict[str, nn.Paramet
 
     Raises `TargetError` when none is.
     """
-    frozen = [layer_of(name) for name, parameter in found.items() if not parameter.requires_grad]
-    if len(frozen) == len(found):
-        raise TargetError(f"nothing to prune: {listed(frozen)} not trained", "unfreeze weights, or use --method l1")
+    able = {name: parameter for name, parameter in found.items() if parameter.requires_grad}
+    leave([layer_of(name) for name in found if name not in able], bool(able), say)
+    return able
+
+
+def leave(frozen: Sequence[str], others: bool, say: Say) -> None:
+    """Say what stays as it, or what it goes together with, is not trained. Raises `TargetError` without `others`."""
+    if not others:
+        raise TargetError(f"nothing to prune: {listed(frozen)} not trained", "unfreeze weights, or use --method sfp")
     if frozen:
         say(f"warning: {listed(frozen)} left as is: not trained")
-    return {name: parameter for name, parameter in found.items() if parameter.requires_grad}
 
 
 def is_new(run: Run) -> bool:

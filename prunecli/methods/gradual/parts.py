@@ -16,10 +16,10 @@ from prunecli.allocate.patterns import require_matches, share_of
 from prunecli.data import Order
 from prunecli.errors import TargetError
 from prunecli.methods.gradual.filters import Filters, filters, rows, spread
-from prunecli.methods.gradual.layers import trained, weights
+from prunecli.methods.gradual.layers import leave, weights
 from prunecli.methods.gradual.settings import Target
 from prunecli.progress import Say
-from prunecli.surgery import Member
+from prunecli.surgery import Group, Member
 from prunecli.surgery.structure import layer_of
 from prunecli.training import Run
 from prunecli.training.randomness import derived_seed
@@ -31,13 +31,14 @@ Pick = Literal["l1", "obd", "random", "max"]
 class Part:
     """Units of which `share` is to go: filters that `members` make, or where there are none the weights themselves.
 
-    `norms` are the scales and shifts of the normalisations behind the filters, and the axes of these.
+    Filters are the units of `group`. `norms` are the scales and shifts of the normalisations behind them, with axes.
     """
 
     key: str
     share: float
     weights: dict[str, nn.Parameter]
     members: Sequence[Member] = ()
+    group: Group | None = None
     norms: Sequence[tuple[nn.Parameter, Member]] = ()
 
     def sums(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -52,6 +53,18 @@ class Part:
             own = (member.unit >= 0).to(slices.device)
             total.index_add_(0, member.unit.to(slices.device)[own], slices[own].to(total.dtype))
         return total
+
+    def pick(self, scores: Tensor, count: int) -> Tensor:
+        """True for the `count` lowest of `scores` [units], or as many as leave something of every axis."""
+        scores, needed = self.raised(scores)
+        return lowest(scores, min(count, len(scores) - needed))
+
+    def raised(self, scores: Tensor) -> tuple[Tensor, int]:
+        """`scores` [units] with those above all others that have to stay, and how many these are."""
+        if self.group is None:
+            return scores, 1
+        needed = self.group.needed(scores.tolist())
+        return scores.index_fill(0, torch.tensor(needed, device=scores.device), torch.inf), len(needed)
 
     def shapes(self) -> dict[str, torch.Size]:
         """The shapes of `masks`."""
@@ -69,9 +82,10 @@ class Part:
 
     def behind(self, pruned: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
         """Scales and shifts, and where in them [channels] units are of which `pruned`, as `masks`, has all filters."""
-        if not self.norms or not all(m.tensor in pruned for m in self.members):
+        going = {m.tensor: pruned[m.tensor].flatten().cpu() for m in self.members if m.tensor in pruned}
+        if not going:
             return []
-        left = torch.cat([m.unit[~pruned[m.tensor].flatten().cpu()] for m in self.members])
+        left = torch.cat([m.unit[~going[m.tensor]] if m.tensor in going else m.unit for m in self.members])
         return [(norm, (m.unit >= 0) & ~torch.isin(m.unit, left)) for norm, m in self.norms]
 
 
@@ -91,14 +105,14 @@ def filter_parts(run: Run, settings: Target, say: Say) -> list[Part]:
             "nothing to prune: no convolution but the first one has filters that are its alone",
             "name layers, block outputs too: --only 'layer1.*'; or prune weights: --method-arg structure=weights",
         )
-    able = trained({m.tensor: parameters[m.tensor] for group in found.values() for m in group.producers}, say)
+    able = {key: f for key, f in found.items() if all(parameters[m.tensor].requires_grad for m in f.producers)}
+    leave([layer for key, f in found.items() if key not in able for layer in f.group.layers], bool(able), say)
     parts = []
-    for key, group in found.items():
-        if able.keys() >= {m.tensor for m in group.producers}:
-            behind = [m for m in group.group.members if m.role == "norm" and m.tensor in parameters]
-            norms = [(parameters[m.tensor], m) for m in behind if parameters[m.tensor].requires_grad]
-            own = {m.tensor: parameters[m.tensor] for m in group.producers}
-            parts.append(Part(key, group.share, own, group.producers, norms))
+    for key, f in able.items():
+        behind = [m for m in f.group.members if m.role == "norm" and m.tensor in parameters]
+        norms = [(parameters[m.tensor], m) for m in behind if parameters[m.tensor].requires_grad]
+        own = {m.tensor: parameters[m.tensor] for m in f.producers}
+        parts.append(Part(key, f.share, own, f.producers, f.group, norms))
     return parts
 
 
@@ -127,7 +141,7 @@ def weight_parts(run: Run, settings: Target, say: Say) -> list[Part]:
 
 
 def pick(run: Run, parts: Sequence[Part], how: Pick, samples: int, say: Say) -> dict[str, Tensor]:
-    """What is to go, by weight: min(ceil(n share), n - 1) of the n units of each part; ties go by index.
+    """What is to go, by weight: ceil(n share) of the n units of each part, never all of an axis; ties go by index.
 
     l1: those of least mean |w|; max: of largest; random. obd: the lowest diagonal Fisher information times w^2, summed
     over a unit and divided by the part's sum, over all parts together, of which each keeps a unit.
@@ -144,7 +158,7 @@ def pick(run: Run, parts: Sequence[Part], how: Pick, samples: int, say: Say) -> 
             scores = -scores
         elif how == "random":
             scores = torch.rand(len(scores), generator=generator).to(scores.device)
-        chosen[part.key] = lowest(scores, len(scores) - prune_ceil(len(scores), part.share))
+        chosen[part.key] = part.pick(scores, len(scores) - prune_ceil(len(scores), part.share))
     return merged(parts, chosen)
 
 
@@ -159,14 +173,16 @@ def merged(parts: Sequence[Part], chosen: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _globally(parts: Sequence[Part], saliency: Mapping[str, Tensor], say: Say) -> dict[str, Tensor]:
-    scores = {}
+    scores, least = {}, {}
     for part in parts:
         units = part.sums(saliency)
-        scores[part.key] = units / units.sum().clamp(min=torch.finfo(units.dtype).tiny)
+        units = units / units.sum().clamp(min=torch.finfo(units.dtype).tiny)
+        raised, least[part.key] = part.raised(units)
+        scores[part.key] = raised if least[part.key] > 1 else units
     total = sum(map(len, scores.values()))
-    kept, held = by_rank(scores, {}, total - prune_ceil(total, parts[0].share), dict.fromkeys(scores, 1))
+    kept, held = by_rank(scores, {}, total - prune_ceil(total, parts[0].share), least)
     for key in held:
-        say(f"warning: {key} keeps the one of its units with the largest score")
+        say(f"warning: {key} keeps {least[key]} of its units: a layer never loses all")
     return {key: ~mask for key, mask in kept.items()}
 
 
@@ -179,7 +195,7 @@ def _saliency(run: Run, parts: Sequence[Part], samples: int, say: Say) -> dict[s
     run.network.eval()  # a batch norm knows no single example
     for count, (x, y) in enumerate(islice(examples, samples), 1):
         loss = run.task.loss(run.network(x), y)
-        gradients = torch.autograd.grad(loss, list(found.values()))
+        gradients = torch.autograd.grad(loss, [*found.values()], allow_unused=True, materialize_grads=True)
         torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 / count)
         say.status(f"picking what goes  example {count}/{samples}")
     run.network.train()

@@ -36,6 +36,10 @@ class Method(sfp.Method):
 
     settings: Settings
 
+    def takes(self, filters: Filters) -> bool:
+        whole = self.settings.curve == "pgp" and not self.settings.outputs and bool(filters.appended)
+        return super().takes(filters) and not whole  # whose layers choose together
+
     def growth(self, time: float) -> float:
         kt = KT[self.settings.curve]
         return math.expm1(-kt * time) / math.expm1(-kt)

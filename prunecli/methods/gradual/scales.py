@@ -11,6 +11,8 @@ from prunecli.criteria import CRITERIA, bn_scale
 from prunecli.errors import TargetError
 from prunecli.methods.gradual.settings import Layers
 from prunecli.methods.groups import Wanted, choose, score
+from prunecli.methods.outcome import listed
+from prunecli.progress import Say
 from prunecli.surgery import Group, Structure
 from prunecli.training import Run
 
@@ -26,9 +28,21 @@ def groups(run: Run, structure: Structure, layers: Layers) -> dict[str, Group]:
         name = run.training.method.name
         raise TargetError(
             f"--method {name}: no layer that can be cut has a batch norm behind it",
-            "drop --only and --skip" if layers.only or layers.skip else "use --method l1, which reads weights",
+            "drop --only and --skip" if layers.only or layers.skip else "use --method sfp, rpgp or swd",
         )
     return {key: chosen[key] for key in scored}
+
+
+def trained(run: Run, found: Mapping[str, Group], say: Say) -> dict[str, Group]:
+    """Those of `found` whose scales are all trained, the others in a warning. Raises `TargetError` when none is."""
+    fixed = {name for name, gamma in gammas(run.network).items() if not gamma.requires_grad}
+    able = {key: group for key, group in found.items() if fixed.isdisjoint(m.tensor for m in group.members)}
+    if not able:
+        problem = f"--method {run.training.method.name}: no scale of a batch norm is trained"
+        raise TargetError(problem, "unfreeze them, or use --method sfp")
+    if stay := [key for key in found if key not in able]:
+        say(f"warning: {listed(stay)} left as is: scales of batch norms behind are not trained")
+    return able
 
 
 def scores(network: nn.Module, found: Mapping[str, Group]) -> dict[str, list[float]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunecli.criteria import l2
 from prunecli.errors import TargetError
-from prunecli.methods.gradual.filters import filters, remove, weakest, zero
+from prunecli.methods.gradual.filters import Filters, filters, remove, weakest, zero
 from prunecli.methods.gradual.settings import Target
 from prunecli.progress import Say
 from prunecli.surgery.ledger import Axis
@@ -40,9 +40,13 @@ class Method(Hook):
     def begin(self, run: Run, say: Say) -> None:
         self.say = say
         found = filters(run, self.settings, say).values()
-        self.filters = [f for f in found if self.settings.outputs or f.projection is None]
+        self.filters = [f for f in found if self.takes(f)]
         if not self.filters:
             raise TargetError("nothing to prune: all layers are residual outputs", "add --method-arg outputs=true")
+
+    def takes(self, filters: Filters) -> bool:
+        """Is anything of these filters set to zero?"""
+        return self.settings.outputs or filters.projection is None
 
     def before_forward(self, run: Run) -> None:
         if (run.training.epoch, run.training.step) == (0, 0):  # a snapshot of the beginning is not softened

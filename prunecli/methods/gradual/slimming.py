@@ -16,7 +16,6 @@ import torch
 from msgspec import Meta, field
 from torch import Tensor, nn
 
-from prunecli.errors import TargetError
 from prunecli.methods import METHODS
 from prunecli.methods.gradual import scales
 from prunecli.methods.gradual.layers import is_new
@@ -24,7 +23,7 @@ from prunecli.methods.gradual.settings import Layers, Positive, Share
 from prunecli.methods.reach import Candidates, candidates, reach
 from prunecli.methods.remarks import caveats, remarks
 from prunecli.methods.targets import Target, Units
-from prunecli.progress import Say
+from prunecli.progress import Say, silent
 from prunecli.surgery import Plan, Structure
 from prunecli.surgery.compensate import compensate
 from prunecli.training import Hook, Run
@@ -59,15 +58,11 @@ class Method(Hook):
     def begin(self, run: Run, say: Say) -> None:
         self.say = say
         structure = run.structure()
-        groups = scales.groups(run, structure, self.settings)
+        groups = scales.trained(run, scales.groups(run, structure, self.settings), say)
         self.gammas = scales.gammas(run.network)
         if self.settings.only or self.settings.skip:
             behind = {member.tensor for group in groups.values() for member in group.members}
             self.gammas = {name: gamma for name, gamma in self.gammas.items() if name in behind}
-        if not any(gamma.requires_grad for gamma in self.gammas.values()):
-            raise TargetError(
-                "--method slimming: no scale of a batch norm is trained", "unfreeze them, or use --method l1"
-            )
         if not run.position and is_new(run):
             for gamma in self.gammas.values():
                 gamma.data.fill_(self.settings.gamma)
@@ -109,7 +104,7 @@ class Method(Hook):
 
     def _choose(self, run: Run, structure: Structure) -> tuple[Plan, list[str]]:
         """What goes, and what is to be said of it."""
-        groups = scales.groups(run, structure, self.settings)
+        groups = scales.trained(run, scales.groups(run, structure, self.settings), silent)
         found: Candidates = candidates(groups, scales.scores(run.network, groups), self.how, None)
         allocation = reach(Target(share=self.settings.sparsity or 0.0), found, self.how, structure, run.cost)
         return found.plan(allocation.widths), remarks(found, allocation, self.how)

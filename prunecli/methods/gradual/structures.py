@@ -72,6 +72,8 @@ def remove(scaled: Sequence[Scaled], factors: Mapping[str, Tensor], run: Run, la
         say(f"{len(found)} of {len(scaled)} residual branches go: {', '.join(branch.name for branch in found)}")
         run.take_away(modules_of(found))
     if any(s.branch for s in scaled):
+        if len(found) in (0, len(scaled)):
+            say(f"warning: {'all' if found else 'no'} residual branches go: {'lower' if found else 'raise'} gamma")
         return
     structure, plan = run.structure(), Plan()
     dead: dict[str, Tensor] = {}
@@ -85,12 +87,16 @@ def remove(scaled: Sequence[Scaled], factors: Mapping[str, Tensor], run: Run, la
             dead[key] = ~alive[:-1]
     if fed := _still_read(run, [(structure.by_key[key], gone) for key, gone in dead.items()]):
         say(f"warning: {listed(fed)} left whole: what has no factor makes these channels, too, or reads them")
+    if not dead:
+        say("warning: no channel has factors of zero alone, nothing goes: raise gamma, or train longer")
+    held = []
     for key, gone in dead.items():
         if key not in fed:
             needed = structure.by_key[key].needed((~gone).tolist())
             plan.kept[key] = sorted({*(~gone).nonzero()[:, 0].tolist(), *needed})
-            if spared := len(plan.kept[key]) - int((~gone).sum()):
-                say(f"warning: {key} keeps {'one unit' if spared == 1 else f'{spared} units'}: a layer never loses all")
+            held += [key] * (len(plan.kept[key]) > int((~gone).sum()))
+    if held:
+        say(f"warning: kept, as a layer never loses all: one unit of {listed(held)}")
     run.shrink(structure, plan)
 
 
@@ -150,7 +156,7 @@ def _groups(run: Run, layers: Layers, say: Say) -> list[Scaled]:
             scale = scale_behind(graph, f"{layer}.weight")
             found += [Scaled(scale, module.groups)] if scale else []
             often += [] if scale else [layer]
-    reason = f"{listed(often)} runs more than once" if often else "no layer in scope is a convolution in groups"
+    reason = f"{listed(often)} runs more than once" if often else "no layer in scope is a convolution in larger groups"
     if many := [layer for layer, whole in structure.whole_groups.items() if not whole]:
         reason = f"{listed(many)} loses channels of every group, as its groups are few and large"
     if not found:

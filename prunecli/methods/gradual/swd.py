@@ -120,7 +120,8 @@ def warn_of_instability(run: Run, settings: Growth, mu: float, say: Say) -> None
         if rate > 0
     ]
     if growths and math.log(settings.a_max / settings.a_min) > (least := min(growths)):
+        way = f"the largest safe a_max of this run is {settings.a_min * math.exp(least):.3g}"
         say(
             f"warning: --method {training.method.name}: a_max {settings.a_max:g} makes SGD unstable, as lr x mu x a "
-            f"reaches more than {limit:g}; the largest safe a_max of this run is {settings.a_min * math.exp(least):.3g}"
+            f"reaches more than {limit:g}; {way if least > 0 else 'no a_max is safe, lower --lr'}"
         )

@@ -53,7 +53,7 @@ class Method(Hook):
         self.say = say
         self.mu = decay(run, self.settings.mu)
         self.structure = run.structure()
-        self.groups = scales.groups(run, self.structure, self.settings)
+        self.groups = scales.trained(run, scales.groups(run, self.structure, self.settings), say)
         parameters = dict(run.network.named_parameters())
         self.sizes = Sizes(self.groups, parameters)
         whole = sum(parameter.numel() for parameter in parameters.values())

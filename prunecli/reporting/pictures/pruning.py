@@ -24,7 +24,8 @@ def pruning(rows: Sequence[Row]) -> Picture | None:
             gone = {log.epoch: 100 * log.method["sparsity"] for log in curve if "sparsity" in log.method}
             left.plot([*macs], [*macs.values()], "--", color=color(i), lw=1.2)
             left.plot([*gone], [*gone.values()], **stroke(i, len(gone)))
-            if last and last.epoch == curve[-1].epoch:
+            run = row.sidecar.training
+            if last and last.epoch == curve[-1].epoch and not (run and run.method.name):
                 _end(left, i, gone, _gone(row.sums.nonzero_params, row.sums.original_params))
                 _end(right, i, accuracy(row), 100 * last.values.get("top1", 0))
         left.set_ylabel("removed, %")
