@@ -1,6 +1,7 @@
 # Methods side by side: each at each sparsity, from one trained network, all with the same number of further epochs, and
 # a report on all of them. One-shot methods are followed by fine-tuning; the others prune while they train on.
-# An interrupted comparison goes on with the next `make`, as do interrupted trainings (--resume).
+# An interrupted comparison goes on with the next `make`, as do interrupted trainings (--resume). What is made already is
+# not made again, with other settings either: give these another OUT.
 #
 # A sparsity is of what the method takes: filters, l1's of linear layers too unless OPTIONS_l1="--skip 'fc*'", or weights
 # (swd). slimming and swd-structured need batch norms, ARCH=resnet20; greg1 and greg2 as many EPOCHS as their penalty

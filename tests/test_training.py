@@ -393,3 +393,14 @@ def test_data_of_more_classes_than_the_network_has_is_refused(
         line = [*command.split(), str(base), "--data", "many:data", "--trust", "many", "-o", "x.safetensors"]
         assert run([*line, "--threads", "1"]) == 2
     assert not Path("x.safetensors").exists()
+
+
+def test_an_interrupted_run_of_another_command_or_without_resume_is_told(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    options = dataclasses.replace(TRAIN, keep="", output=str(path), save_every=1)
+    with pytest.raises(Killed):
+        prunecli.train(options, KillAt(3))
+    with pytest.raises(UsageError, match="train there, finetune now"):
+        prunecli.finetune(FinetuneOptions(checkpoint=str(base), output=str(path), epochs=1, threads=1, resume=True))
+    prunecli.train(options, say := Listening())
+    assert say.lines[0].endswith("an interrupted run, is begun again; --resume would go on with it")

@@ -90,6 +90,8 @@ def carry_out(command: str, initial: Checkpoint, data: Dataset, options: RunOpti
         )
     files.check_folder(saving.output)
     start = _resumed(saving.partial, sidecar, say) if options.resume else None
+    if not options.resume and files.exists(saving.partial):
+        say(f"warning: {saving.partial}, an interrupted run, is begun again; --resume would go on with it")
     if options.resume and start is None and (done := _finished(saving.output, sidecar, say)):
         return Written(done, ("already complete: nothing to resume",))
     result = training.fit(start or initial, data, options, saving=saving, hook=hook, say=say)
@@ -133,6 +135,9 @@ def _finished(output: Path, wanted: Sidecar, say: Say) -> Checkpoint | None:
 
 def _difference(found: Sidecar, wanted: Sidecar) -> str:
     """What differs between the run that `found` is part of and the one that `wanted` begins; empty if nothing does."""
+    commands = [sidecar.history[-1].command if sidecar.history else "nothing" for sidecar in (found, wanted)]
+    if commands[0] != commands[1]:
+        return f"{commands[0]} there, {commands[1]} now"
     prunes = wanted.training is not None and wanted.training.method.name is not None  # then these change on the way
     for name in ["arch", "data"] + ["surgery", "masks"] * (not prunes):
         if getattr(found, name) != getattr(wanted, name):

@@ -118,9 +118,7 @@ class PruneOptions(MethodOptions, RunOptions):
                 if self.method in GRADUAL:
                     hint = f"drop {flag}, or choose one of {', '.join(METHODS)}"
                 else:
-                    hint = (
-                        f"drop {flag}; fine-tuning has --finetune-epochs, training with --method {next(iter(GRADUAL))}"
-                    )
+                    hint = f"drop {flag}; fine-tuning has --finetune-epochs, and these train: {', '.join(GRADUAL)}"
                 raise UsageError(f"{flag} means nothing with --method {self.method or 'of a preset'}", hint)
 
     def _check_choices(self) -> None:
