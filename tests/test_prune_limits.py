@@ -93,6 +93,17 @@ def test_what_rounding_keeps_of_a_target_is_said(grouped: Path) -> None:
     assert not exact.notes
 
 
+@pytest.mark.parametrize("target", [{"sparsity": 0.8}, {"ratios": "stem=0.7,back=0.7,mid=0.5"}])
+def test_rounds_cut_grouped_convolutions_as_at_once(grouped: Path, target: dict[str, Any]) -> None:
+    """On the way four groups become no fewer than the channels of each."""
+    shapes = []
+    for rounds in (1, 4):
+        prune(grouped, rounds=rounds, trust=("grouped_net",), **target)
+        cut = checkpoints.load(grouped.parent / "out.safetensors")
+        shapes.append({name: tensor.shape for name, tensor in cut.weights.items()})
+    assert shapes[0] == shapes[1]
+
+
 def test_every_layer_that_stays_whole_is_named_with_the_reason(lenet: Path) -> None:
     result = prune(lenet, sparsity=0.5, round_to=8, skip_inputs=("fc2",), skip=("conv2",), dry_run=True)
     layers = {layer for row in result.rows for layer in row.layers}

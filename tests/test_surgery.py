@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import oracle
 import pytest
@@ -127,6 +128,29 @@ def test_successive_cuts_compose_into_one_record(network: Small) -> None:
     dense.eval()
     assert torch.equal(network(X), dense(X))
     assert str(network) == str(dense)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize(("channels", "groups", "cuts"), [(16, 4, [[0, 2, 3], [0, 1]]), (32, 4, [[0, 5, 7], [1]])])
+def test_a_grouped_convolution_is_cut_on_as_it_was_before(
+    kind: type[nn.Conv2d | nn.ConvTranspose2d], channels: int, groups: int, cuts: list[list[int]]
+) -> None:
+    """Few large groups lose positions, and have few by then; others go as a whole, and have more positions then."""
+    network = nn.Sequential(
+        nn.Conv2d(3, channels, 1), kind(channels, channels, 3, groups=groups), nn.Conv2d(channels, 2, 1)
+    )
+    record = Surgery()
+    before = trace(network, X).by_key["0"]
+    for kept in cuts:
+        structure = trace(network, X, record=record)
+        group = structure.by_key["0"]
+        assert (group.units, group.layers) == (before.units, before.layers)
+        record = apply(network, structure, Plan({"0": kept}), record=record)
+        before = dataclasses.replace(group, units=len(kept))
+    whole = channels == 16
+    assert network[1].groups == (2 if whole else 4)
+    assert len(network[0].weight) == (2 * 4 if whole else 1 * 4)
+    assert network(X).shape[:2] == (5, 2)
 
 
 def test_records_that_do_not_fit_change_nothing(network: Small) -> None:

@@ -56,7 +56,7 @@ def _outline(row: Row, options: ReportOptions) -> Outline:
     from prunecli.reporting.tracing import outline
 
     network, _ = load(row.path, trust=options.trust)
-    return outline(network, row.sidecar.cost.input, row.sums, heads=options.heads)
+    return outline(network, row.sidecar.cost.input, row.sums, heads=options.heads, record=row.sidecar.surgery)
 
 
 def _timings(rows: list[Row], options: ReportOptions) -> list[list[Timing]]:

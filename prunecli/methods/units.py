@@ -43,12 +43,13 @@ def prune(
     """
     network = checkpoints.build(checkpoint, trust=trust)
     example = torch.zeros(2, *checkpoint.sidecar.cost.input)  # two, for batch norms in train mode
+    record = checkpoint.sidecar.surgery
     try:
-        structure = surgery.trace(network, example, heads=how.heads)
+        structure = surgery.trace(network, example, heads=how.heads, record=record)
     except UsageError as error:  # its hint is for people who have the network in memory
         raise UsageError(error.message, "mask weights instead: --method magnitude") from error
     if how.heads and whole is None:
-        require_heads(structure, surgery.trace(network, example))
+        require_heads(structure, surgery.trace(network, example, record=record))
     wanted = Wanted(how.only, how.skip, how.skip_inputs, target.ratios)
     chosen = choose(structure, wanted, first=whole is None)
     spent = [key for key in whole or {} if key not in structure.by_key or not structure.by_key[key].units]

@@ -9,18 +9,21 @@ from torch import nn
 
 from prunecli.measure import Totals
 from prunecli.reporting.structure import Line, Member, Outline, Tied
+from prunecli.sidecar import Surgery
 from prunecli.surgery import Plan, Structure, trace
 from prunecli.surgery.grouping import never_called
 from prunecli.surgery.reasons import Bundle, bundles
 from prunecli.surgery.structure import layer_of
 
 
-def outline(network: nn.Module, shape: Sequence[int], sums: Totals, *, heads: bool = False) -> Outline:
-    """Trace `network` on inputs of `shape` (without the batch), with `heads` for plans that cut whole heads.
+def outline(
+    network: nn.Module, shape: Sequence[int], sums: Totals, *, heads: bool = False, record: Surgery | None = None
+) -> Outline:
+    """Trace `network`, cut by `record`, on inputs of `shape` (without the batch); `heads` is for plans of whole heads.
 
     Raises `UsageError` where it does not run on them.
     """
-    structure = trace(network, torch.zeros(2, *shape), heads=heads)  # two, for batch norms in train mode
+    structure = trace(network, torch.zeros(2, *shape), heads=heads, record=record)  # two, for batch norms in train mode
     kinds = {layer.name: layer.kind for layer in sums.layers if layer.kind != "other" and layer.params}
     widths = {layer.name: layer.shape[0] for layer in sums.layers} | structure.widths(Plan())
     lines = tuple(Line(name, kinds.get(name, ""), widths[name]) for name in _merged([*kinds], structure.order))

@@ -13,6 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from prunecli.sidecar import Surgery
 from prunecli.surgery.ledger import Axis
 
 Value = int | list[int]
@@ -61,6 +62,13 @@ def changed(network: nn.Module, layers: Iterable[str], whole_groups: Mapping[str
         if wrong:
             result[layer] = wrong
     return result
+
+
+def cut_groups(network: nn.Module, record: Surgery) -> dict[str, bool]:
+    """Did the grouped convolutions that `record` has cut lose whole groups, rather than positions in every group?"""
+    modules = dict(network.named_modules())
+    convolutions = {layer: m for layer in record.attributes if isinstance(m := modules.get(layer), _ConvNd)}
+    return {layer: "groups" in record.attributes[layer] for layer, m in convolutions.items() if m.groups > 1}
 
 
 @contextmanager

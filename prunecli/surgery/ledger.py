@@ -6,7 +6,7 @@ Node 0 stands for everything that cannot be cut: constants, padding, the network
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,10 +25,10 @@ class Ledger:
     """Records ties; whatever follows from them is worked out once, at the end, by `components`.
 
     `modes` are those in which the network ran, true for train mode. With `heads` attention loses whole heads, else the
-    same positions of every head.
+    same positions of every head. `whole_groups` says the like of grouped convolutions, by layer, where it is known.
     """
 
-    def __init__(self, *, heads: bool = False) -> None:
+    def __init__(self, *, heads: bool = False, whole_groups: Mapping[str, bool] | None = None) -> None:
         self.modes: tuple[bool, ...] = ()
         self.heads = heads
         self.sizes: dict[Axis, Tensor] = {}  # attribute of a module, item if it is a list: nodes
@@ -42,7 +42,7 @@ class Ledger:
         self.expected: Reshapes = {}  # those of the whole network, in a run of a cut one
         self.block_numbers: dict[tuple[tuple[int, int], str, int, int], bool] = {}  # does a size count blocks there?
         self.place = 0, 0  # of the running operation: how many ran before, and its parts that did
-        self.whole_groups: dict[str, bool] = {}  # layer -> does its grouped convolution lose whole groups?
+        self.whole_groups = dict(whole_groups or {})  # layer -> does its grouped convolution lose whole groups?
         self._starts: list[int] = []
         self._owners: list[Axis] = []
         self._ties: list[tuple[Tensor, Tensor, str]] = []

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from prunecli.errors import TargetError, UsageError
+from prunecli.sidecar import Surgery
 from prunecli.surgery import shrink
+from prunecli.surgery.attributes import cut_groups
 from prunecli.surgery.call import labels_of
 from prunecli.surgery.functions import SizeMode
 from prunecli.surgery.grouping import never_called, structure_of
@@ -28,18 +30,21 @@ _WITHOUT_VALUES = "its code needs values there, of which a trace knows only thos
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
-def trace(network: nn.Module, *inputs: Any, train: bool = False, heads: bool = False) -> Structure:
+def trace(
+    network: nn.Module, *inputs: Any, train: bool = False, heads: bool = False, record: Surgery | None = None
+) -> Structure:
     """Which slices of which parameters and buffers can be cut together; the network is left as it was.
 
     A copy runs on the meta device, without values, in eval mode; and once more in train mode if `train`, or if it runs
     there on these inputs and its code asks for the mode or layers were never called, so that what happens only there is
     seen. A network that asks for values runs once with its own weights instead. Then a copy with half of every group
     cut off runs, and whatever does not follow the cut is fixed, with the reason. Attention loses the same positions of
-    every head or, if `heads`, whole heads.
+    every head or, if `heads`, whole heads. A convolution of few large groups loses the same positions of every group,
+    any other whole groups; what `record` says was cut before goes on as it began, whatever its groups are by now.
     Raises UsageError, naming the layer, when the network does not run on these inputs or cannot be cut at all.
     """
     _check(network)
-    ledger = _whole(network, inputs, heads, train)
+    ledger = _whole(network, inputs, heads, train, cut_groups(network, record or Surgery()))
     while True:
         structure = structure_of(network, ledger, ledger.components())
         plan = trial_plan(structure)
@@ -73,12 +78,14 @@ def _check(network: nn.Module) -> None:
             raise UsageError(f"{where} has parameters without a shape", "run the network on a batch first")
 
 
-def _whole(network: nn.Module, inputs: tuple[Any, ...], heads: bool, train: bool) -> Ledger:
+def _whole(
+    network: nn.Module, inputs: tuple[Any, ...], heads: bool, train: bool, whole_groups: dict[str, bool]
+) -> Ledger:
     """The ledger of the network as it is."""
     try:
-        return _run_on(META, network, inputs, Ledger(heads=heads), train)
+        return _run_on(META, network, inputs, Ledger(heads=heads, whole_groups=whole_groups), train)
     except ValuesAskedError:
-        return _run_on(None, network, inputs, Ledger(heads=heads), train)
+        return _run_on(None, network, inputs, Ledger(heads=heads, whole_groups=whole_groups), train)
 
 
 def _asks_for_mode(network: nn.Module) -> bool:

@@ -22,10 +22,9 @@ class Trial(Ledger):
     """
 
     def __init__(self, structure: Structure, plan: Plan) -> None:
-        super().__init__(heads=structure.ledger.heads)
+        super().__init__(heads=structure.ledger.heads, whole_groups=structure.whole_groups)
         self.modes = structure.ledger.modes
         self.broken: list[tuple[Tensor, str]] = []
-        self.whole_groups = dict(structure.whole_groups)
         self.answers = list(structure.ledger.answers)
         self.expected = structure.ledger.reshapes
         self.block_numbers = dict(structure.ledger.block_numbers)  # what labels tell of nodes, units may tell wrong

@@ -87,7 +87,7 @@ class Run:
     def structure(self) -> surgery.Structure:
         """What can be cut from the network as it is now."""
         with self._in_eval_mode():
-            return surgery.trace(self.network, self._example())
+            return surgery.trace(self.network, self._example(), record=self.cuts)
 
     def shrink(self, structure: surgery.Structure, plan: surgery.Plan) -> None:
         """Cut the network with its optimizer, masks and the method's tensors, all in place; training goes on.

@@ -158,7 +158,7 @@ def _groups(run: Run, layers: Layers, say: Say) -> list[Scaled]:
             often += [] if scale else [layer]
     reason = f"{listed(often)} runs more than once" if often else "no layer in scope is a convolution in larger groups"
     if many := [layer for layer, whole in structure.whole_groups.items() if not whole]:
-        reason = f"{listed(many)} loses channels of every group, as its groups are few and large"
+        reason = f"{listed(many)} loses channels of every group, as its groups are few and large, or were before a cut"
     if not found:
         raise TargetError(f"{FLAG}=groups: {reason}", "use structures=channels or structures=blocks")
     if often:
