@@ -28,6 +28,8 @@ _LINEAR = {"dropout", "feature_dropout", "clone", "contiguous", "alias", "detach
     "permute", "transpose", "squeeze", "unsqueeze", "mean", "avg_pool2d", "adaptive_avg_pool2d",
 }  # fmt: skip
 
+Side = tuple[int, set[int], list[str]]  # a summand, the operations that it alone needs, and the weights among them
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -60,6 +62,47 @@ def branches(network: nn.Module, *inputs: Tensor) -> list[Branch]:
             why = dict.fromkeys(why, together)
         found = [replace(branch, reason=why.get(branch.name, branch.reason)) for branch in found]
     return found
+
+
+def projections(network: nn.Module, *inputs: Tensor) -> dict[str, set[str]]:
+    """The weights of the 1 x 1 convolutions of residual shortcuts, and with each those of the branch added to it.
+
+    Such a convolution makes, norms aside, the lighter summand of an addition, from what the branch reads too.
+    """
+    graph, parameters = graph_of(network, *inputs), dict(network.named_parameters())
+    found: dict[str, set[str]] = {}
+    for place in range(len(graph.ops)):
+        if sides := _sides(graph, place):
+            (value, inside, used), (_, others, branch) = sides
+            name = _made_by(graph, value)
+            if name in used and _pointwise(parameters[name]) and _entering(graph, inside) & _entering(graph, others):
+                found.setdefault(name, set()).update(branch)
+    return found
+
+
+def _made_by(graph: Graph, value: int) -> str | None:
+    """The weight of the layer that made a value, normalisations and what is linear without weights aside."""
+    while value in graph.makers:
+        op = graph.ops[graph.makers[value]]
+        if "norm" not in op.name and op.name not in _LINEAR:
+            return op.parameters.get("weight")
+        value = op.reads[0]
+    return None
+
+
+def _pointwise(weight: Tensor) -> bool:
+    return weight.ndim > 2 and weight[0, 0].numel() == 1
+
+
+def _entering(graph: Graph, inside: set[int]) -> set[int]:
+    """What these operations read that follows from the network's input: before pooling or activations, and after."""
+    found: set[int] = set()
+    left = [value for i in inside for value in graph.ops[i].reads if graph.makers.get(value) not in inside]
+    while left:
+        found.add(value := left.pop())
+        if value in graph.makers and len(reads := graph.ops[graph.makers[value]].reads) == 1:
+            left.extend(reads)
+    return found & graph.live
 
 
 def _main(branch: Branch) -> str:
@@ -102,17 +145,12 @@ def _around(module: str) -> list[str]:
 
 def _branch(graph: Graph, place: int) -> Branch | None:
     """What an operation adds to a shortcut, if it does."""
-    op = graph.ops[place]
-    if op.name != "add" or len(op.reads) != 2 or not graph.live.issuperset(op.reads):
+    if (sides := _sides(graph, place)) is None:
         return None
-    sides = [(value, _serving(graph, place, value)) for value in op.reads]
-    weights = [_weights(graph, inside) for _, inside in sides]
-    if len(weights[0]) == len(weights[1]):
-        return None
-    (value, inside), used = max(zip(sides, weights, strict=True), key=lambda pair: len(pair[1]))
+    _, (value, inside, used) = sides
     modules = _modules(graph, inside)
     own = {name for i in inside for name in graph.ops[i].parameters.values()}
-    branch = Branch(op.module, tuple(modules))
+    branch = Branch(graph.ops[place].module, tuple(modules))
     scale = _scale_of(graph, value)
     if any(not graph.users.get(name, inside) <= inside for name in own) or any(
         len(graph.users[name]) > 1 for name in scale
@@ -123,6 +161,16 @@ def _branch(graph: Graph, place: int) -> Branch | None:
     if any({layer_of(name), *_around(layer_of(name))}.isdisjoint(modules) for name in used):
         return replace(branch, reason="one of its layers is no module of its own, or puts out more than a tensor")
     return replace(branch, scale=scale)
+
+
+def _sides(graph: Graph, place: int) -> tuple[Side, Side] | None:
+    """The lighter and the heavier summand of an operation, if it is an addition of these."""
+    op = graph.ops[place]
+    if op.name != "add" or len(op.reads) != 2 or not graph.live.issuperset(op.reads):
+        return None
+    served = ((value, _serving(graph, place, value)) for value in op.reads)
+    lighter, heavier = sorted(((v, inside, _weights(graph, inside)) for v, inside in served), key=lambda s: len(s[2]))
+    return None if len(lighter[2]) == len(heavier[2]) else (lighter, heavier)
 
 
 def _serving(graph: Graph, place: int, value: int) -> set[int]:

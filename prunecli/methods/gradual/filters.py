@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunecli.allocate.counts import GUARD
 from prunecli.allocate.masks import lowest
@@ -20,8 +20,9 @@ from prunecli.methods.outcome import left_alone
 from prunecli.methods.remarks import caveats
 from prunecli.progress import Say
 from prunecli.surgery import Group, Member, Plan, Structure
+from prunecli.surgery.branches import projections
 from prunecli.surgery.compensate import compensate
-from prunecli.surgery.ledger import FIXED, Axis
+from prunecli.surgery.ledger import Axis
 from prunecli.surgery.structure import layer_of
 from prunecli.training import Run
 
@@ -66,9 +67,9 @@ class Filters:
 def filters(run: Run, settings: Target, say: Say, *, structure: Structure | None = None) -> dict[str, Filters]:
     """The groups in scope whose units are made by convolutions alone, by key; linear layers only where they are named.
 
-    With the `structure` of a network that the run has cut already nothing is checked or said again, and nothing may be
-    left. Else raises `UsageError` for a pattern that names no layer, `TargetError` when there is nothing to prune, or a
-    weight norm, whose directions cannot be zeroed.
+    With the `structure` of a network that the run has cut already nothing is checked or said again, projections are not
+    looked for, and nothing may be left. Else raises `UsageError` for a pattern that names no layer, `TargetError` when
+    there is nothing to prune, or a weight norm, whose directions cannot be zeroed.
     """
     first, structure = structure is None, structure or run.structure()
     wanted = Wanted(settings.only, settings.skip, ratios=settings.ratios)
@@ -77,13 +78,14 @@ def filters(run: Run, settings: Target, say: Say, *, structure: Structure | None
         for note in left_alone(choice.unpruned, wanted.named([*dict.fromkeys([*structure.order, *choice.unpruned])])):
             say(f"warning: {note}")
     parameters = dict(run.network.named_parameters())
+    shortcuts = projections(run.network, *run.examples()[1]) if first else {}
     named = bool(settings.only or settings.ratios)
     found = {}
     for key, group in choice.groups.items():
         share = share_of(group.layers, settings.ratios) if settings.ratios else settings.sparsity
         made = all(name in parameters and (named or parameters[name].ndim > 2) for name in group.producers)
         if share and made:
-            found[key] = Filters(group, share, _projection(structure, group, parameters))
+            found[key] = Filters(group, share, _projection(group, shortcuts))
     for tensor in (m.tensor for f in found.values() for m in f.producers):
         if tensor.endswith(_DIRECTIONS):
             raise TargetError(
@@ -98,19 +100,9 @@ def filters(run: Run, settings: Target, say: Say, *, structure: Structure | None
     return found
 
 
-def _projection(structure: Structure, group: Group, parameters: Mapping[str, nn.Parameter]) -> str | None:
-    """The 1 x 1 convolution among several producers that reads what a layer outside of them reads too."""
-    makers = {*group.producers}
-    pointwise = [name for name in group.producers if parameters[name].ndim > 2 and parameters[name][0, 0].numel() == 1]
-    if len(makers) == 1 or not pointwise:
-        return None
-    read = {  # also of what cannot be cut, as a single channel
-        tensor: {*structure.parts.unit[nodes].tolist()} - {FIXED}
-        for (tensor, axis), nodes in structure.ledger.axes.items()
-        if structure.ledger.roles.get((tensor, axis)) == "in"
-    }
-    others = set[int]().union(*(units for tensor, units in read.items() if tensor not in makers))
-    return next((name for name in pointwise if others & read.get(name, set())), None)
+def _projection(group: Group, shortcuts: Mapping[str, set[str]]) -> str | None:
+    """The 1 x 1 convolution among the producers that is added to a branch which ends with another of them."""
+    return next((n for n in group.producers if not shortcuts.get(n, set()).isdisjoint(group.producers)), None)
 
 
 def weakest(scores: Tensor, share: float) -> Tensor:

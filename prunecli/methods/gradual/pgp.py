@@ -131,7 +131,7 @@ class Method(Hook):
         return self.log
 
     def _as_before(self, found: dict[str, Filters]) -> dict[str, Filters]:
-        """These of a cut network: where a projection is left a single channel to read, nothing tells it from others."""
+        """These of a cut network, with the projections that were found before."""
         projections = self.state.projections
         return {key: replace(f, projection=projections.get(key)) for key, f in found.items() if key in self.state.units}
 
