@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from prunecli.errors import UsageError, nearest
@@ -39,16 +38,14 @@ def check(holds: bool, flag: str, value: object, expected: str) -> None:
         raise UsageError(f"{flag} {value}: out of range", f"give {expected}")
 
 
-def check_output(output: str, example: str, *inputs: str | None) -> None:
-    """Raise `UsageError` unless `output` is given and names a checkpoint, none of `inputs`."""
+def check_output(output: str, example: str) -> None:
+    """Raise `UsageError` unless `output` is given and names a checkpoint."""
     if not output:
         raise UsageError("--output is missing", f"say what to write: -o {example}")
     if not output.endswith(".safetensors"):
         raise UsageError(
             f"--output {output!r}: not the name of a checkpoint", f"give a name that ends in .safetensors: -o {example}"
         )
-    if any(Path(output).resolve() == Path(name).resolve() for name in inputs if name):
-        raise UsageError(f"--output {output}: is an input, which would be lost", f"give another name: -o {example}")
 
 
 def choice(value: str | None, flag: str, choices: Iterable[str]) -> None:

@@ -34,7 +34,7 @@ class RewindOptions:
 
     def __post_init__(self) -> None:
         choice(self.regime, "--regime", REGIMES)
-        check_output(self.output, "ticket.safetensors", self.checkpoint, self.to)
+        check_output(self.output, "ticket.safetensors")
         if self.to is None and self.resolved in ("weight-rewind", "lottery"):
             raise UsageError(
                 f"--regime {self.resolved}: no snapshot to take weights from", "name one: --to base.epoch0.safetensors"

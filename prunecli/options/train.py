@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from prunecli.errors import UsageError
@@ -35,7 +36,13 @@ class RunOptions(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.writes:
-            check_output(self.output, self.example, *(getattr(self, name, None) for name in INPUTS))
+            check_output(self.output, self.example)
+        given = [getattr(self, name, None) for name in INPUTS]
+        if self.resume and any(Path(self.output).resolve() == Path(name).resolve() for name in given if name):
+            raise UsageError(
+                f"--resume: {self.output} is an input, too, so that a finished run could not be told from one to begin",
+                f"give the output another name: -o {self.example}",
+            )
         check(self.save_every is None or self.save_every >= 1, "--save-every", self.save_every, "1 or more")
         check(all(e == int(e) for e in parse_numbers(self.keep, "--keep")), "--keep", self.keep, "whole epochs: 0,10")
 
