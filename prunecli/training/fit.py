@@ -139,7 +139,7 @@ def _end(run: Run, say: Say) -> None:
     run.metrics.last = run.metrics.best = Score(epoch=run.training.epoch, values=scores)
     shown = "  ".join(f"{name} {before[name]:.4f} -> {value:.4f}" for name, value in scores.items())
     apart = 100 * float((_outputs(run) - whole).abs().max() / whole.abs().max())
-    change = f"outputs within {f'{apart:.0f}' if apart >= 100 else f'{apart:.2g}'}%"
+    change = f"outputs within {f'{apart:.0f}' if apart >= 10 else f'{apart:.2g}'}%"
     say("  ".join(["pruned", shown, change, *(f"{name} {short(value)}" for name, value in run.sums().items())]))
 
 
