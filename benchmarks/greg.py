@@ -30,18 +30,23 @@ TUNING = "--epochs 20 --lr 1e-2 --batch-size 64 --schedule multistep --milestone
 
 def main() -> None:
     """Make what is missing of every seed, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mnist", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "greg.md")
-    options = parser.parse_args()
-    data = part_of(options.mnist.resolve(), options.out.resolve() / "data")
+    options, data = given(__doc__, "greg.md")
     rows = []
     for seed in range(options.seeds):
         rows.append(compared(data, options.out.resolve(), seed))
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(table(rows), encoding="utf-8")
+
+
+def given(description: str | None, results: str) -> tuple[argparse.Namespace, Path]:
+    """The options, and the folder with the data."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mnist", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / results)
+    options = parser.parse_args()
+    return options, part_of(options.mnist.resolve(), options.out.resolve() / "data")
 
 
 def part_of(source: Path, target: Path) -> Path:

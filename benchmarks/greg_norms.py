@@ -8,11 +8,10 @@ and an unfinished run goes on.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 
-from greg import TRAIN, curve, part_of, prunecli, top1
+from greg import TRAIN, curve, given, prunecli, top1
 
 BASE = (
     "--arch resnet20 --arch-arg width=8 --arch-arg in_channels=1 --image-size 16 --epochs 8 --batch-size 64 --lr 0.05"
@@ -26,13 +25,7 @@ WAYS = {"false": "`norms=false`, as in the paper", "true": "`norms=true`", "l1":
 
 def main() -> None:
     """Make what is missing of every seed, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mnist", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "greg_norms.md")
-    options = parser.parse_args()
-    data = part_of(options.mnist.resolve(), options.out.resolve() / "data")
+    options, data = given(__doc__, "greg_norms.md")
     rows: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
     for seed in range(options.seeds):
         for way, row in compared(data, options.out.resolve(), seed).items():

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from gradual import live
 from torch import Tensor, nn
 
 from prunecli import models
 from prunecli.surgery.branches import projections
-from tests.gradual import live
 
 SOURCE = """
 import torch
